@@ -1,0 +1,145 @@
+"""The error tree: each class says what its catcher does next.
+
+Adapters translate foreign exceptions into these at the edge, by a table. A message says what happened, what is safe
+and what to do next; it never repeats a rejected value, a key or a person's data.
+"""
+
+from enum import StrEnum
+
+
+class HoldCode(StrEnum):
+    """Why an instance, or one of its destinations, can't be used now."""
+
+    KEY_DISABLED = "KEY_DISABLED"
+    KEY_PENDING_DELETION = "KEY_PENDING_DELETION"
+    KEY_INVALID_STATE = "KEY_INVALID_STATE"
+    KEY_ACCESS_DENIED = "KEY_ACCESS_DENIED"
+    KEY_NOT_FOUND = "KEY_NOT_FOUND"
+    KEY_UNREACHABLE = "KEY_UNREACHABLE"
+    KEY_MISMATCH = "KEY_MISMATCH"
+    DESTINATION_ACCESS_DENIED = "DESTINATION_ACCESS_DENIED"
+    DESTINATION_MISSING = "DESTINATION_MISSING"
+    DESTINATION_WRONG_KEY = "DESTINATION_WRONG_KEY"
+    DESTINATION_UNREACHABLE = "DESTINATION_UNREACHABLE"
+
+
+class PipelineError(Exception):
+    """Root. `reason` is a stable slug: it goes to the log, the audit trail and the artifact's name."""
+
+    reason = "unspecified"
+
+
+class DeferError(PipelineError):
+    """Nothing is wrong with the recording. Put it back and try again later."""
+
+    reason = "deferred"
+
+
+class RejectError(PipelineError):
+    """No retry can help this recording. Keep its bytes and ask a person."""
+
+    reason = "rejected"
+
+
+class HoldError(DeferError):
+    """A key or destination can't be used now. Hold what depends on it; attempts don't count."""
+
+    reason = "held"
+
+    def __init__(self, code: HoldCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class RefuseError(PipelineError):
+    """The caller's request or configuration is wrong. Nothing was changed.
+
+    `field` names what was wrong, as the caller wrote it; the value is never repeated.
+    """
+
+    reason = "refused"
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class HaltError(PipelineError):
+    """Nothing can be handled safely. Stop the service with a non-zero exit."""
+
+    reason = "halt"
+
+
+# --- store
+
+
+class StoreFullError(DeferError):
+    """The interim store has no room for more. What it holds is safe and is still being delivered."""
+
+    reason = "store-full"
+
+
+class StoreIoError(DeferError):
+    """The disk refused a read, a write or a sync. Nothing that it refused was acknowledged."""
+
+    reason = "store-io"
+
+
+class WriterClosedError(DeferError):
+    """The writer met a failed sync, or was detached; what it had not acknowledged may be lost."""
+
+    reason = "writer-closed"
+
+
+class StoppingError(DeferError):
+    """The service is going down. What was acknowledged is durable; ask again in a moment."""
+
+    reason = "stopping"
+
+
+# --- encryption
+
+
+class KeyUnavailableError(HoldError):
+    """KMS refuses the instance's key, or can't be reached. Sealed data is safe and waits."""
+
+    reason = "key-unavailable"
+
+
+class KeyBusyError(DeferError):
+    """KMS did not answer, or asked for patience. Transient."""
+
+    reason = "key-busy"
+
+
+class SegmentForgedError(RejectError):
+    """A segment, header, manifest or name does not authenticate. No plaintext of it was given out."""
+
+    reason = "integrity"
+
+
+# --- delivery
+
+
+class DestinationHeldError(HoldError):
+    """The bucket can't be used now. The artifacts stay sealed and go out in order when it returns."""
+
+    reason = "destination-held"
+
+
+class DestinationBusyError(DeferError):
+    """The bucket did not answer, answered nonsense, or asked for patience. Transient."""
+
+    reason = "destination-busy"
+
+
+class DestinationConflictError(RejectError):
+    """Something that is not this recording holds both of its object keys. Ours is kept here."""
+
+    reason = "destination-conflict"
+
+
+class DestinationRefusedError(RejectError):
+    """The bucket will never take this object. The bytes are kept here."""
+
+    reason = "destination-refused"

@@ -1,0 +1,271 @@
+"""Every port: what the journey asks of the world. The docstrings are the contract.
+
+Adapters translate foreign exceptions into `pipeline.errors`, raise nothing else, and never retry by themselves:
+retries happen in one place per port, outside the adapter.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+Buffer = bytes | bytearray | memoryview
+"""Anything that holds bytes; an adapter reads it before it returns and keeps no reference."""
+
+
+class Clock(Protocol):
+    """Time, passed in so that tests own it."""
+
+    def now(self) -> datetime:
+        """Wall time, UTC, aware. For records and names only; it may jump."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never run backwards. For every limit and timer."""
+        ...
+
+
+class FileSystem(Protocol):
+    """The disk below the interim store. Synchronous: callers choose the thread.
+
+    Handles are file descriptors of the adapter. Raises `StoreFullError` (ENOSPC, EDQUOT), `FileNotFoundError`,
+    `FileExistsError`, and `StoreIoError` for everything else. Only `sync`, `sync_directory` and `sync_volume` make
+    anything durable. Files are made 0600, directories 0700.
+    """
+
+    def create(self, path: str) -> int:
+        """Open a new file for reading and writing; `FileExistsError` if the name is taken."""
+        ...
+
+    def open(self, path: str, *, write: bool = False) -> int:
+        """Open an existing file. Follows no symbolic link."""
+        ...
+
+    def append(self, handle: int, buffers: Sequence[Buffer]) -> None:
+        """Write all of `buffers` at the end of the file. On failure the file is cut back to where it was."""
+        ...
+
+    def read(self, handle: int, offset: int, size_bytes: int) -> bytes:
+        """Read up to `size_bytes` from `offset`; fewer only at the end of the file."""
+        ...
+
+    def read_into(self, handle: int, offset: int, buffer: memoryview) -> int:
+        """Fill `buffer` from `offset`; give back how many bytes there were."""
+        ...
+
+    def size(self, handle: int) -> int:
+        """Length of the file in bytes."""
+        ...
+
+    def truncate(self, handle: int, size_bytes: int) -> None:
+        """Cut the file."""
+        ...
+
+    def sync(self, handle: int) -> None:
+        """Make the file's bytes durable. After a failure the handle must not be synced again."""
+        ...
+
+    def close(self, handle: int) -> None:
+        """Let the handle go. Never raises."""
+        ...
+
+    def rename(self, source: str, target: str) -> None:
+        """Give a file another name, in one step; a file of that name is replaced."""
+        ...
+
+    def unlink(self, path: str) -> None:
+        """Remove a name; nothing happens if it is gone already."""
+        ...
+
+    def make_directory(self, path: str) -> None:
+        """Make a directory and its missing parents, each one's entry durable. Nothing happens if it exists."""
+        ...
+
+    def sync_directory(self, path: str) -> None:
+        """Make the names in a directory durable."""
+        ...
+
+    def sync_volume(self, path: str) -> None:
+        """Make durable all that was written to the volume that holds `path` (syncfs)."""
+        ...
+
+    def names(self, path: str) -> list[str]:
+        """Names in a directory, unordered; empty if there is no such directory."""
+        ...
+
+    def free_bytes(self, path: str) -> int:
+        """Bytes that may still be written to the volume that holds `path`."""
+        ...
+
+
+# --- keys
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedKey:
+    """Answer of GenerateDataKey. `repr` shows no key material."""
+
+    plaintext: bytes = field(repr=False)
+    wrapped: bytes = field(repr=False)
+    key_arn: str
+
+
+@dataclass(frozen=True, slots=True)
+class KmsCall:
+    """What one call to the key service was, for the audit trail. Holds no key material and no ciphertext."""
+
+    name: str
+    key_arn: str
+    context: Mapping[str, str]
+    request_id: str
+    resource_arn: str
+    error_code: str | None = None
+    error_message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyDescription:
+    """Answer of DescribeKey, as far as it matters here."""
+
+    key_arn: str
+    state: str
+    """`Enabled`, `Disabled`, `PendingDeletion`, `PendingImport`, `Unavailable`, `Creating`, `Updating`, ..."""
+    spec: str
+    usage: str
+
+
+class KeyService(Protocol):
+    """The AWS KMS API, whoever serves it.
+
+    Raises `KeyBusyError` (throttled, 5xx, time-outs, unknown), and `KeyUnavailableError` with its code when the key
+    is refused: DisabledException and KMSInvalidStateException are told apart by DescribeKey. A wrapped key that does
+    not open (InvalidCiphertext, IncorrectKey) is `KeyUnavailableError` with `KEY_MISMATCH`. InvalidKeyUsage,
+    InvalidArn and Validation raise `RefuseError`. Every call, failed or not, is told to the audit trail before this
+    returns (see `adapters.kms`).
+    """
+
+    async def generate_data_key(self, key_arn: str, context: Mapping[str, str]) -> GeneratedKey:
+        """Make a 256-bit data key under `key_arn`, bound to `context`."""
+        ...
+
+    async def decrypt(self, key_arn: str, wrapped: bytes, context: Mapping[str, str]) -> bytes:
+        """Unwrap a data key."""
+        ...
+
+    async def describe(self, key_arn: str) -> KeyDescription:
+        """Ask for a key's state."""
+        ...
+
+
+# --- the tenant's bucket
+
+
+@dataclass(frozen=True, slots=True)
+class PutRequest:
+    """What an object is to be, apart from its bytes."""
+
+    key: str
+    size_bytes: int
+    crc64nvme: str
+    """Base64 of the big-endian CRC64NVME of the whole object, as S3 writes it."""
+    content_type: str
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectFacts:
+    """What a bucket says about one object: from the answer to a put, or from HEAD. `None` = it did not say."""
+
+    key: str
+    size_bytes: int | None = None
+    etag: str | None = None
+    version_id: str | None = None
+    crc64nvme: str | None = None
+    checksum_type: str | None = None
+    """`FULL_OBJECT` or `COMPOSITE`."""
+    encryption: str | None = None
+    kms_key_arn: str | None = None
+    bucket_key: bool | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PartFacts:
+    """One uploaded part, as CompleteMultipartUpload needs it."""
+
+    number: int
+    etag: str
+    crc64nvme: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A multipart upload that an earlier attempt left."""
+
+    key: str
+    upload_id: str
+
+
+class ObjectExistsError(Exception):
+    """The create-only write found the key taken (412): "maybe mine"."""
+
+
+class UploadLostError(Exception):
+    """The multipart upload is gone (NoSuchUpload): completed, aborted or expired; or it conflicts (409)."""
+
+
+class Destination(Protocol):
+    """One bucket of one instance, seen through its storage configuration (bucket, KMS key, owner).
+
+    All writes are create-only (`If-None-Match: *`), SSE-KMS with the configured key's full ARN and a Bucket Key, with
+    `ExpectedBucketOwner`. Raises `DestinationHeldError` (access, bucket missing, KMS key refused: codes in
+    `HoldCode`), `DestinationRefusedError` (can never work for this object), `DestinationBusyError` for all else; and
+    the two exceptions above where a method says so.
+    """
+
+    async def put(self, request: PutRequest, body: Buffer) -> ObjectFacts:
+        """PutObject. Raises `ObjectExistsError`."""
+        ...
+
+    async def create_multipart(self, request: PutRequest) -> str:
+        """Begin a multipart upload with a full-object CRC64NVME; give back its id."""
+        ...
+
+    async def upload_part(self, key: str, upload_id: str, number: int, body: Buffer, crc64nvme: str) -> PartFacts:
+        """Send one part. Raises `UploadLostError`."""
+        ...
+
+    async def complete_multipart(self, request: PutRequest, upload_id: str, parts: Sequence[PartFacts]) -> ObjectFacts:
+        """Finish it, create-only, with the whole object's checksum. Raises `ObjectExistsError`, `UploadLostError`."""
+        ...
+
+    async def abort_multipart(self, key: str, upload_id: str) -> None:
+        """Give it up; nothing happens if it is gone already."""
+        ...
+
+    async def unfinished(self, prefix: str) -> list[Unfinished]:
+        """List multipart uploads whose key begins with `prefix`, all pages."""
+        ...
+
+    async def head(self, key: str) -> ObjectFacts | None:
+        """Ask about an object, checksums included; `None` if there is none."""
+        ...
+
+    async def read(self, key: str, offset: int, size_bytes: int) -> bytes:
+        """Read part of an object."""
+        ...
+
+    async def delete(self, key: str) -> None:
+        """Remove an object: only ever one that a probe made."""
+        ...
+
+
+# --- events out
+
+
+class EventSink(Protocol):
+    """Where status events go besides their durable file. At least once: a sink may see an event twice."""
+
+    async def send(self, events: Sequence[bytes]) -> None:
+        """Take JSON events, in order. Raises `DeferError` if any was not taken; all are then sent again."""
+        ...
