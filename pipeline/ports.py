@@ -6,7 +6,7 @@ retries happen in one place per port, outside the adapter.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 Buffer = bytes | bytearray | memoryview
@@ -268,4 +268,35 @@ class EventSink(Protocol):
 
     async def send(self, events: Sequence[bytes]) -> None:
         """Take JSON events, in order. Raises `DeferError` if any was not taken; all are then sent again."""
+        ...
+
+
+# --- events in
+
+
+@dataclass(frozen=True, slots=True)
+class QueueMessage:
+    """One message, ours until its visibility ends. `repr` shows no body."""
+
+    body: bytes = field(repr=False)
+    receipt: str = field(repr=False)
+    id: str
+
+
+class EventQueue(Protocol):
+    """A queue that events arrive on. It is only ever a hint: messages may be lost, repeated, reordered or late.
+
+    Raises `DeferError` for whatever goes wrong.
+    """
+
+    async def receive(self, most: int = 10, wait: timedelta = timedelta(0)) -> list[QueueMessage]:
+        """Take up to `most` messages; wait for the first as long as `wait`."""
+        ...
+
+    async def extend(self, message: QueueMessage, seconds: int) -> None:
+        """Keep a message from others for `seconds` from now."""
+        ...
+
+    async def delete(self, messages: Sequence[QueueMessage]) -> list[QueueMessage]:
+        """Remove messages; give back those that were not removed and will come again."""
         ...

@@ -1,11 +1,18 @@
-"""The service's settings: frozen dataclasses, read once. Pure.
+"""The service's settings: frozen dataclasses, read once from one TOML file and the environment. Pure.
 
-Ciphers, segment sizes and formats are constants, not settings.
+`PIPELINE_<TABLE>_<KEY>` overrides the file; AWS's own variables fill in what neither says. A field's name, default and
+bounds stand on one line; durations are seconds in the file, their keys end in `_s`. `sample.toml` beside this module
+documents every key. Ciphers, segment sizes and formats are constants, not settings.
 """
+# ruff: noqa: RUF009  # the calls declare dataclass fields
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import PurePath
+
+from pipeline.errors import HaltError
+from pipeline.fields import Given, flag, optional_path, optional_text, optional_url, seconds, text, url, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +37,12 @@ class Endpoint:
 class HttpSettings:
     """The intake's listener."""
 
-    host: str = "127.0.0.1"
-    port: int = 8080
-    event_bytes: int = 1024 * 1024
+    host: str = text("127.0.0.1")
+    port: int = whole(8080, low=0, high=65_535)
+    """0 takes a free port."""
+    event_bytes: int = whole(2**20, low=1_024, high=64 * 2**20)
     """Largest body of POST /v1/events."""
-    body_idle: timedelta = timedelta(seconds=60)
+    body_idle: timedelta = seconds(60, low=1, high=3_600)
     """How long a body may be silent before its connection is let go; the artifact stays open and resumable."""
 
 
@@ -42,34 +50,34 @@ class HttpSettings:
 class StoreSettings:
     """The interim store."""
 
-    free_bytes: int = 64 * 2**20
+    free_bytes: int = whole(64 * 2**20, low=2**20, high=2**50)
     """Kept free besides what undelivered artifacts need; intake answers 507 below it."""
-    media_idle: timedelta = timedelta(minutes=15)
+    media_idle: timedelta = seconds(900, low=1, high=7 * 86_400)
     """An open voice or screen artifact that nobody writes to is sealed as `recovered` after this."""
-    chat_idle: timedelta = timedelta(hours=24)
-    receipt_window: timedelta = timedelta(hours=72)
-    journal_days: int = 7
+    chat_idle: timedelta = seconds(86_400, low=1, high=30 * 86_400)
+    receipt_window: timedelta = seconds(72 * 3_600, low=60, high=365 * 86_400)
+    journal_days: int = whole(7, low=1, high=365)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeySettings:
     """Data keys in memory."""
 
-    cache: timedelta = timedelta(seconds=300)
-    seal_grace: timedelta = timedelta(seconds=900)
+    cache: timedelta = seconds(300, low=1, high=3_600)
+    seal_grace: timedelta = seconds(900, low=0, high=3_600)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeliverySettings:
     """How hard the buckets are worked."""
 
-    workers: int = 16
-    bytes_in_flight: int = 32 * 2**20
-    retry_first: timedelta = timedelta(seconds=1)
-    retry_most: timedelta = timedelta(minutes=5)
-    probe_first: timedelta = timedelta(seconds=30)
-    probe_most: timedelta = timedelta(minutes=15)
-    settle_volume: PurePath | None = None
+    workers: int = whole(16, low=1, high=256)
+    bytes_in_flight: int = whole(32 * 2**20, low=16 * 2**20, high=2**34)
+    retry_first: timedelta = seconds(1, low=0.01, high=3_600)
+    retry_most: timedelta = seconds(300, low=0.01, high=86_400)
+    probe_first: timedelta = seconds(30, low=0.01, high=3_600)
+    probe_most: timedelta = seconds(900, low=0.01, high=86_400)
+    settle_volume: PurePath | None = optional_path()
     """Data folder of a bucket on this machine: synced as a volume before a receipt counts."""
 
 
@@ -77,25 +85,25 @@ class DeliverySettings:
 class QueueSource:
     """An SQS queue that events arrive on."""
 
-    queue_url: str
-    wait: timedelta = timedelta(seconds=20)
-    visibility: timedelta = timedelta(seconds=60)
+    queue_url: str = url()
+    wait: timedelta = seconds(20, low=0, high=20)
+    visibility: timedelta = seconds(60, low=5, high=43_200)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EventsOut:
     """Where status events go besides `events/<instance>.jsonl`."""
 
-    queue_url: str | None = None
-    bus_name: str | None = None
+    queue_url: str | None = optional_url()
+    bus_name: str | None = optional_text()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogSettings:
     """Logging to standard error."""
 
-    level: str = "INFO"
-    format: str = "auto"
+    level: str = text("INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    format: str = text("auto", choices=("auto", "text", "json"))
     """`auto`: text at a terminal, one JSON line per event elsewhere; or `text`, `json`."""
 
 
@@ -119,3 +127,128 @@ class Settings:
     events_out: EventsOut = field(default_factory=EventsOut)
     log: LogSettings = field(default_factory=LogSettings)
     drain: timedelta = timedelta(seconds=30)
+
+
+# --- as the file has it, where that differs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _ServiceKeys:
+    """The keys above the first table."""
+
+    state_dir: PurePath | None = optional_path()
+    embedded: bool = flag(default=False)
+    region: str | None = optional_text()
+    drain: timedelta = seconds(30, low=0, high=3_600)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _EndpointKeys:
+    """`kms`, `s3`, `sqs`, `events`."""
+
+    url: str | None = optional_url()
+    region: str | None = optional_text()
+    profile: str | None = optional_text()
+    access_key: str | None = optional_text()
+    secret_key: str | None = optional_text()
+
+
+TABLES: Mapping[str, type] = {
+    "": _ServiceKeys,
+    "http": HttpSettings,
+    "store": StoreSettings,
+    "keys": KeySettings,
+    "delivery": DeliverySettings,
+    "events_out": EventsOut,
+    "log": LogSettings,
+    "kms": _EndpointKeys,
+    "s3": _EndpointKeys,
+    "sqs": _EndpointKeys,
+    "events": _EndpointKeys,
+}
+"""Tables of the file, `""` being what stands above the first."""
+LISTS: Mapping[str, type] = {"queues": QueueSource}
+"""Arrays of tables; in the file only."""
+AWS_ENDPOINTS = {"kms": "KMS", "s3": "S3", "sqs": "SQS", "events": "EVENTBRIDGE"}
+EMBEDDED_REGION = "us-east-1"
+
+
+def load(toml_text: str | None, environ: Mapping[str, str], *, base: PurePath) -> Settings:
+    """Read the settings. `base` is the directory of the file; paths in the file are relative to it.
+
+    Without a file (`toml_text` is None) the embedded servers are used, and the configuration directory lies in the
+    state directory. Raises `HaltError` naming the key, never its value.
+    """
+    given = Given.read(toml_text, environ, base=base, tables=TABLES, lists=LISTS)
+    service = given.table("", _ServiceKeys)
+    embedded = service.embedded if given.has("", "embedded") else toml_text is None
+    state_dir = service.state_dir or _default_state_dir(environ)
+    region = service.region or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
+    if embedded:
+        _refuse_beside_embedded(given)
+        region = region or EMBEDDED_REGION
+    endpoints = {name: _endpoint(given, name, region, environ) for name in AWS_ENDPOINTS}
+    return Settings(
+        state_dir=state_dir,
+        config_dir=state_dir / "config" if toml_text is None else base,
+        embedded=embedded,
+        kms=endpoints["kms"],
+        s3=endpoints["s3"],
+        sqs=endpoints["sqs"],
+        events=endpoints["events"],
+        http=given.table("http", HttpSettings),
+        store=given.table("store", StoreSettings),
+        keys=given.table("keys", KeySettings),
+        delivery=_delivery(given),
+        queues=tuple(given.rows("queues", QueueSource)),
+        events_out=given.table("events_out", EventsOut),
+        log=given.table("log", LogSettings),
+        drain=service.drain,
+    )
+
+
+def _default_state_dir(environ: Mapping[str, str]) -> PurePath:
+    """Choose a directory as the XDG base directory specification says. Raises `HaltError` without a home."""
+    if environ.get("XDG_STATE_HOME"):
+        return PurePath(environ["XDG_STATE_HOME"]) / "recording-pipeline"
+    if environ.get("HOME"):
+        return PurePath(environ["HOME"]) / ".local/state/recording-pipeline"
+    raise HaltError("state_dir: there is no home directory to put it in. Set state_dir or PIPELINE_STATE_DIR")
+
+
+def _refuse_beside_embedded(given: Given) -> None:
+    """Refuse an endpoint that the embedded servers would silently take the place of. Raises `HaltError`."""
+    for table in ("kms", "s3"):
+        for key in ("url", "profile", "access_key", "secret_key"):
+            if given.has(table, key):
+                raise HaltError(
+                    f"{table}.{key}: the embedded servers take its place. Set embedded = false, or leave it out"
+                )
+
+
+def _endpoint(given: Given, name: str, region: str | None, environ: Mapping[str, str]) -> Endpoint:
+    """Complete one endpoint from AWS's own variables. Raises `HaltError`."""
+    keys = given.table(name, _EndpointKeys)
+    region = keys.region or region
+    if region is None:
+        raise HaltError(f"{name}.region: no AWS region is known. Set region, {name}.region or AWS_REGION")
+    if (keys.access_key is None) != (keys.secret_key is None):
+        raise HaltError(f"{name}.access_key and {name}.secret_key: one without the other. Set both or none")
+    credentials = Credentials(keys.access_key, keys.secret_key) if keys.access_key and keys.secret_key else None
+    aws_url = environ.get(f"AWS_ENDPOINT_URL_{AWS_ENDPOINTS[name]}") or environ.get("AWS_ENDPOINT_URL")
+    return Endpoint(
+        region=region,
+        url=keys.url or aws_url or None,
+        profile=keys.profile or environ.get("AWS_PROFILE") or None,
+        credentials=credentials,
+    )
+
+
+def _delivery(given: Given) -> DeliverySettings:
+    """Read `delivery`. Raises `HaltError` if a first wait is longer than the longest."""
+    delivery = given.table("delivery", DeliverySettings)
+    if delivery.retry_first > delivery.retry_most:
+        raise HaltError("delivery.retry_first_s: longer than delivery.retry_most_s")
+    if delivery.probe_first > delivery.probe_most:
+        raise HaltError("delivery.probe_first_s: longer than delivery.probe_most_s")
+    return delivery

@@ -1,0 +1,183 @@
+"""The disk: `FileSystem` by system calls.
+
+Refuses to follow symbolic links and to reuse a handle whose sync failed. Directories are 0700, files 0600.
+"""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+
+from pipeline.errors import HaltError, StoreFullError, StoreIoError
+from pipeline.ports import Buffer
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_IOV_MAX = 512
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextlib.contextmanager
+def _translated(action: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StoreFullError(f"no room to {action}; what is held is safe") from error
+        raise StoreIoError(f"could not {action}: {errno.errorcode.get(error.errno or 0, 'unknown error')}") from error
+
+
+class Disk:
+    """`FileSystem` over the operating system's own files."""
+
+    def create(self, path: str) -> int:
+        with _translated("create a file"):
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+    def open(self, path: str, *, write: bool = False) -> int:
+        mode = os.O_RDWR | os.O_APPEND if write else os.O_RDONLY
+        with _translated("open a file"):
+            return os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+    def append(self, handle: int, buffers: Sequence[Buffer]) -> None:
+        with _translated("write"):
+            start = os.fstat(handle).st_size
+            try:
+                _write_all(handle, [memoryview(buffer).cast("B") for buffer in buffers])
+            except OSError:
+                # Half of a record must not stand before the next one.
+                os.ftruncate(handle, start)
+                raise
+
+    def read(self, handle: int, offset: int, size_bytes: int) -> bytes:
+        with _translated("read"):
+            first = os.pread(handle, size_bytes, offset)
+            if len(first) == size_bytes or not first:
+                return first
+            pieces, got = [first], len(first)
+            while got < size_bytes and (piece := os.pread(handle, size_bytes - got, offset + got)):
+                pieces.append(piece)
+                got += len(piece)
+            return b"".join(pieces)
+
+    def read_into(self, handle: int, offset: int, buffer: memoryview) -> int:
+        with _translated("read"):
+            got = 0
+            while got < len(buffer) and (more := os.preadv(handle, [buffer[got:]], offset + got)):
+                got += more
+            return got
+
+    def size(self, handle: int) -> int:
+        with _translated("ask for a file's length"):
+            return os.fstat(handle).st_size
+
+    def truncate(self, handle: int, size_bytes: int) -> None:
+        with _translated("cut a file"):
+            os.ftruncate(handle, size_bytes)
+
+    def sync(self, handle: int) -> None:
+        with _translated("sync a file"):
+            os.fsync(handle)
+
+    def close(self, handle: int) -> None:
+        with contextlib.suppress(OSError):
+            os.close(handle)
+
+    def rename(self, source: str, target: str) -> None:
+        with _translated("rename a file"):
+            os.rename(source, target)
+
+    def unlink(self, path: str) -> None:
+        with _translated("remove a file"), contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+    def make_directory(self, path: str) -> None:
+        if os.path.isdir(path):
+            return
+        parent = os.path.dirname(path)
+        if parent and not os.path.isdir(parent):
+            self.make_directory(parent)
+        with _translated("make a directory"), contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        self.sync_directory(parent or ".")
+
+    def sync_directory(self, path: str) -> None:
+        with _translated("sync a directory"):
+            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+    def sync_volume(self, path: str) -> None:
+        with _translated("sync a volume"):
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if _libc.syncfs(handle) != 0:
+                    code = ctypes.get_errno()
+                    raise OSError(code, os.strerror(code))
+            finally:
+                os.close(handle)
+
+    def names(self, path: str) -> list[str]:
+        with _translated("list a directory"):
+            try:
+                return os.listdir(path)
+            except FileNotFoundError:
+                return []
+
+    def free_bytes(self, path: str) -> int:
+        with _translated("ask for free room"):
+            facts = os.statvfs(path)
+            return facts.f_bavail * facts.f_frsize
+
+
+def _write_all(handle: int, views: list[memoryview]) -> None:
+    while views:
+        written = os.writev(handle, views[:_IOV_MAX])
+        while views and written >= len(views[0]):
+            written -= len(views[0])
+            views.pop(0)
+        if written:
+            views[0] = views[0][written:]
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[int]:
+    """Hold `path` as this process's alone (flock) and write our process id into it.
+
+    Raises:
+        HaltError: another process holds it.
+
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise HaltError("another process serves this store; stop it first, or give this one its own") from error
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def holder(path: str) -> int | None:
+    """Process id that holds `path` by `locked`; None if nobody does."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        text = os.pread(handle, 32, 0).strip()
+        return int(text) if text.isdigit() else None
+    else:
+        return None
+    finally:
+        os.close(handle)

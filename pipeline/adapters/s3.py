@@ -1,0 +1,269 @@
+"""A bucket of one instance, by the S3 API: `Destination`.
+
+Every write is create-only, SSE-KMS under the configured key's full ARN with a Bucket Key, and names the bucket's owner.
+Nothing is retried, no exception of the HTTP library or the AWS client leaves this module, and a code that is not in
+the tables below counts as transient.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import anyio
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    SSLError,
+)
+from botocore.parsers import ResponseParserError
+
+from pipeline.errors import DestinationBusyError, DestinationHeldError, DestinationRefusedError, HoldCode
+from pipeline.instances import Storage
+from pipeline.ports import (
+    Buffer,
+    ObjectExistsError,
+    ObjectFacts,
+    PartFacts,
+    PutRequest,
+    Unfinished,
+    UploadLostError,
+)
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3 import S3Client
+
+HOLDS: Mapping[str, HoldCode] = {
+    "AccessDenied": HoldCode.DESTINATION_ACCESS_DENIED,
+    "AccountProblem": HoldCode.DESTINATION_ACCESS_DENIED,
+    "AllAccessDisabled": HoldCode.DESTINATION_ACCESS_DENIED,
+    "ExpiredToken": HoldCode.DESTINATION_ACCESS_DENIED,
+    "InvalidAccessKeyId": HoldCode.DESTINATION_ACCESS_DENIED,
+    "InvalidSecurity": HoldCode.DESTINATION_ACCESS_DENIED,
+    "InvalidToken": HoldCode.DESTINATION_ACCESS_DENIED,
+    "NotSignedUp": HoldCode.DESTINATION_ACCESS_DENIED,
+    "SignatureDoesNotMatch": HoldCode.DESTINATION_ACCESS_DENIED,
+    "AuthorizationHeaderMalformed": HoldCode.DESTINATION_MISSING,  # signed for another Region
+    "IllegalLocationConstraintException": HoldCode.DESTINATION_MISSING,
+    "NoSuchBucket": HoldCode.DESTINATION_MISSING,
+    "PermanentRedirect": HoldCode.DESTINATION_MISSING,
+    "Redirect": HoldCode.DESTINATION_MISSING,
+    "TemporaryRedirect": HoldCode.DESTINATION_MISSING,
+    "KMS.AccessDeniedException": HoldCode.KEY_ACCESS_DENIED,
+    "KMS.DisabledException": HoldCode.KEY_DISABLED,
+    "KMS.InvalidKeyUsageException": HoldCode.KEY_INVALID_STATE,
+    "KMS.KMSInvalidStateException": HoldCode.KEY_INVALID_STATE,
+    "KMS.NotFoundException": HoldCode.KEY_NOT_FOUND,
+}
+"""What the bucket's owner, the key's owner or the configuration must mend."""
+HOLD_STATUSES: Mapping[int, HoldCode] = {
+    301: HoldCode.DESTINATION_MISSING,
+    302: HoldCode.DESTINATION_MISSING,
+    307: HoldCode.DESTINATION_MISSING,
+    308: HoldCode.DESTINATION_MISSING,
+    401: HoldCode.DESTINATION_ACCESS_DENIED,
+    403: HoldCode.DESTINATION_ACCESS_DENIED,
+}
+"""For answers whose code says nothing more: HEAD has no body."""
+PATIENCE = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
+"""403 by status, but a clock comes right by itself."""
+REFUSALS = frozenset({"EntityTooLarge", "InvalidURI", "KeyTooLongError", "MetadataTooLarge"})
+LOST = frozenset({"NoSuchUpload", "ConditionalRequestConflict", "InvalidPart", "InvalidPartOrder"})
+_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)
+_SILENCE = (BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError, ValueError, LookupError)
+"""No answer, or one that can't be read. A time-out is an `OSError`."""
+_CODE = re.compile(r"[A-Za-z0-9.]{1,64}")
+
+PATIENCE_S = 60.0
+"""How long one request may take, apart from its bytes."""
+SLOWEST_BYTES_PER_S = 64 * 1024
+"""A body that moves more slowly than this is given up and sent again."""
+
+
+class S3Destination:
+    """`Destination` over one bucket, by a client from `adapters.aws`."""
+
+    def __init__(self, client: "S3Client", storage: Storage) -> None:
+        # The generated types know neither memoryview bodies nor arguments that are put together.
+        self._client: Any = client
+        self._place = {"Bucket": storage.bucket, "ExpectedBucketOwner": storage.bucket_owner}
+        self._encryption = {
+            "ServerSideEncryption": "aws:kms",
+            "SSEKMSKeyId": storage.kms_key_arn,
+            "BucketKeyEnabled": True,
+        }
+
+    async def put(self, request: PutRequest, body: Buffer) -> ObjectFacts:
+        try:
+            with _edge(request.size_bytes):
+                answer = await self._client.put_object(
+                    **self._place,
+                    **self._encryption,
+                    **_described(request),
+                    Body=memoryview(body),
+                    IfNoneMatch="*",
+                    ChecksumCRC64NVME=request.crc64nvme,
+                )
+        except UploadLostError as error:  # 409: another write of this key was under way
+            raise DestinationBusyError("two writes of one object met; it is sent again") from error
+        return _facts(request.key, answer)
+
+    async def create_multipart(self, request: PutRequest) -> str:
+        with _edge():
+            answer = await self._client.create_multipart_upload(
+                **self._place, **self._encryption, **_described(request), ChecksumType="FULL_OBJECT"
+            )
+            upload_id: str = answer.get("UploadId") or ""
+        if not upload_id:
+            raise DestinationBusyError("the bucket began a multipart upload and did not name it")
+        return upload_id
+
+    async def upload_part(self, key: str, upload_id: str, number: int, body: Buffer, crc64nvme: str) -> PartFacts:
+        view = memoryview(body)
+        with _edge(view.nbytes):
+            answer = await self._client.upload_part(
+                **self._place,
+                Key=key,
+                UploadId=upload_id,
+                PartNumber=number,
+                Body=view,
+                ChecksumAlgorithm="CRC64NVME",
+                ChecksumCRC64NVME=crc64nvme,
+            )
+        if not answer.get("ETag"):
+            raise DestinationBusyError("the bucket took a part and did not name it")
+        if answer.get("ChecksumCRC64NVME", crc64nvme) != crc64nvme:
+            raise DestinationBusyError("the bucket took a part and names another checksum")
+        return PartFacts(number, answer["ETag"], crc64nvme)
+
+    async def complete_multipart(self, request: PutRequest, upload_id: str, parts: Sequence[PartFacts]) -> ObjectFacts:
+        listed = [{"PartNumber": part.number, "ETag": part.etag, "ChecksumCRC64NVME": part.crc64nvme} for part in parts]
+        with _edge():
+            answer = await self._client.complete_multipart_upload(
+                **self._place,
+                Key=request.key,
+                UploadId=upload_id,
+                MultipartUpload={"Parts": listed},
+                IfNoneMatch="*",
+                ChecksumType="FULL_OBJECT",
+                ChecksumCRC64NVME=request.crc64nvme,
+                MpuObjectSize=request.size_bytes,
+            )
+        return _facts(request.key, answer)
+
+    async def abort_multipart(self, key: str, upload_id: str) -> None:
+        with contextlib.suppress(UploadLostError), _edge():
+            await self._client.abort_multipart_upload(**self._place, Key=key, UploadId=upload_id)
+
+    async def unfinished(self, prefix: str) -> list[Unfinished]:
+        found: list[Unfinished] = []
+        marker: dict[str, str] = {}
+        while True:
+            with _edge():
+                page = await self._client.list_multipart_uploads(**self._place, Prefix=prefix, **marker)
+                found += [Unfinished(upload["Key"], upload["UploadId"]) for upload in page.get("Uploads", [])]
+            if not page.get("IsTruncated") or not page.get("NextKeyMarker"):
+                return found
+            marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page.get("NextUploadIdMarker", "")}
+
+    async def head(self, key: str) -> ObjectFacts | None:
+        try:
+            with _edge(reading=True):
+                answer = await self._client.head_object(**self._place, Key=key, ChecksumMode="ENABLED")
+        except _NothingThereError:
+            return None
+        return _facts(key, answer)
+
+    async def read(self, key: str, offset: int, size_bytes: int) -> bytes:
+        if size_bytes == 0:
+            return b""
+        try:
+            with _edge(size_bytes, reading=True):
+                answer = await self._client.get_object(
+                    **self._place, Key=key, Range=f"bytes={offset}-{offset + size_bytes - 1}"
+                )
+                async with answer["Body"] as stream:
+                    data: bytes = await stream.read(size_bytes + 1)
+        except _NothingThereError as error:
+            raise DestinationBusyError("there is no such object, or no such part of it") from error
+        if len(data) > size_bytes:
+            raise DestinationBusyError("the bucket gave more of an object than it was asked for")
+        return data
+
+    async def delete(self, key: str) -> None:
+        with _edge():
+            await self._client.delete_object(**self._place, Key=key)
+
+
+def _described(request: PutRequest) -> dict[str, Any]:
+    return {
+        "Key": request.key,
+        "ContentType": request.content_type,
+        "Metadata": dict(request.metadata),
+        "ChecksumAlgorithm": "CRC64NVME",
+    }
+
+
+def _facts(key: str, answer: Mapping[str, Any]) -> ObjectFacts:
+    version = answer.get("VersionId")
+    return ObjectFacts(
+        key=key,
+        size_bytes=answer.get("ContentLength"),
+        etag=answer.get("ETag"),
+        version_id=None if version == "null" else version,
+        crc64nvme=answer.get("ChecksumCRC64NVME"),
+        checksum_type=answer.get("ChecksumType"),
+        encryption=answer.get("ServerSideEncryption"),
+        kms_key_arn=answer.get("SSEKMSKeyId"),
+        bucket_key=answer.get("BucketKeyEnabled"),
+        metadata=answer.get("Metadata", {}),
+    )
+
+
+class _NothingThereError(Exception):
+    """404 or 416 to a request that only reads."""
+
+
+@contextlib.contextmanager
+def _edge(size_bytes: int = 0, *, reading: bool = False) -> Iterator[None]:
+    """Bound one request in time; let only our own exceptions out.
+
+    `reading` adds `_NothingThereError`, which its caller must expect.
+    """
+    try:
+        with anyio.fail_after(PATIENCE_S + size_bytes / SLOWEST_BYTES_PER_S):
+            yield
+    except ClientError as error:
+        raise _translated(error, reading=reading) from error
+    except SSLError as error:
+        message = "the bucket's certificate is not valid for its name; nothing was sent"
+        raise DestinationHeldError(HoldCode.DESTINATION_UNREACHABLE, message) from error
+    except _CREDENTIALS as error:
+        message = "no credentials for the bucket could be found; nothing was sent"
+        raise DestinationHeldError(HoldCode.DESTINATION_ACCESS_DENIED, message) from error
+    except _SILENCE as error:
+        raise DestinationBusyError(f"no answer from the bucket ({type(error).__name__}); it is tried again") from error
+
+
+def _translated(error: ClientError, *, reading: bool) -> Exception:
+    """Choose our exception for an answer of the bucket."""
+    given: Mapping[str, Any] = error.response.get("Error", {})
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    code = str(given.get("Code", ""))
+    said = code if _CODE.fullmatch(code) else "an unknown error"
+    if code in LOST:
+        return UploadLostError(said)
+    if status == 412:
+        return ObjectExistsError("the object's key is taken")
+    hold = HOLDS.get(code) or (None if code in PATIENCE else HOLD_STATUSES.get(status))
+    if hold is not None:
+        return DestinationHeldError(hold, f"the bucket answered {said}; recordings wait until that is mended")
+    if code in REFUSALS or (code == "InvalidArgument" and str(given.get("ArgumentName")).lower() == "key"):
+        return DestinationRefusedError(f"the bucket answered {said}; the recording is kept here")
+    if reading and status in {404, 416}:
+        return _NothingThereError(said)
+    return DestinationBusyError(f"the bucket answered {said}; it is tried again")

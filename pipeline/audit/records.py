@@ -1,0 +1,85 @@
+"""Audit records in CloudTrail's shape, as JSON lines. Pure.
+
+Field names follow the CloudTrail record contents reference; `eventSource` tells a call to KMS
+(`kms.amazonaws.com`) from a move of ours (`pipeline.recordings`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+
+from pipeline.ids import InstanceId
+from pipeline.ports import KmsCall
+
+_EVENT_VERSION = "1.11"
+_READ_ONLY = frozenset({"GenerateDataKey", "Encrypt", "Decrypt", "DescribeKey", "ListGrants", "ReEncrypt"})
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who acts: the service, or a command run by a person."""
+
+    kind: str
+    """`Service` or `Command`."""
+    name: str
+    """Principal ARN or user name of the operating system."""
+
+
+def kms_call(call: KmsCall, *, actor: Actor, account_id: str, region: str, now: datetime) -> bytes:
+    """Record one call to the key service, successful or not."""
+    parameters: dict[str, Any] = {"keyId": call.key_arn}
+    if call.context:
+        parameters["encryptionContext"] = dict(call.context)
+    if call.name == "GenerateDataKey":
+        parameters["keySpec"] = "AES_256"
+    if call.name == "Decrypt":
+        parameters["encryptionAlgorithm"] = "SYMMETRIC_DEFAULT"
+    record = _common(actor, now) | {
+        "eventSource": "kms.amazonaws.com",
+        "eventName": call.name,
+        "awsRegion": region,
+        "requestParameters": parameters,
+        "responseElements": None,
+        "requestID": call.request_id,
+        "readOnly": call.name in _READ_ONLY,
+        "resources": [{"accountId": account_id, "type": "AWS::KMS::Key", "ARN": call.resource_arn}],
+        "eventType": "AwsApiCall",
+        "managementEvent": True,
+        "recipientAccountId": account_id,
+        "eventCategory": "Management",
+    }
+    if call.error_code is not None:
+        record |= {"errorCode": call.error_code, "errorMessage": call.error_message}
+    return msgspec.json.encode(record)
+
+
+def move(name: str, details: Mapping[str, Any], *, actor: Actor, now: datetime) -> bytes:
+    """Record one move of an artifact, or one change of configuration: `name` is a verb phrase in CamelCase."""
+    record = _common(actor, now) | {
+        "eventSource": "pipeline.recordings",
+        "eventName": name,
+        "requestParameters": dict(details),
+        "readOnly": False,
+        "eventType": "PipelineEvent",
+        "managementEvent": False,
+        "eventCategory": "Data",
+    }
+    return msgspec.json.encode(record)
+
+
+def log_path(root: str, instance: InstanceId, now: datetime, writer: str) -> str:
+    """Path of the log that a record of `instance` goes to. One writer per file: `service`, or a command's own name."""
+    return f"{root}/{instance}/{now:%Y-%m-%d}.{writer}.jsonl"
+
+
+def _common(actor: Actor, now: datetime) -> dict[str, Any]:
+    return {
+        "eventVersion": _EVENT_VERSION,
+        "userIdentity": {"type": actor.kind, "arn": actor.name},
+        "eventTime": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "eventID": str(uuid4()),
+    }

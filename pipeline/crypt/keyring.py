@@ -1,0 +1,400 @@
+"""The data keys of one instance and one data class: at rest wrapped by KMS, in memory for a short time.
+
+Reads and writes through ports only and never retries; a caller that is told to defer comes back.
+
+* A data key is given out only after its ring file is durable. Loss of the ring is loss of all that is undelivered.
+* A plaintext key opens for `cache` after the last *successful* GenerateDataKey or Decrypt; use does not extend that.
+  From 80 % of that time on it is asked for again, by one caller at a time, while the others go on with what is there.
+* KMS refuses: every data key under that KMS key is dropped for opening and for new artifacts at once. KMS does not
+  answer: they go on until their time is over. In both cases what was begun is sealed on for `seal_grace` from then.
+* A ring file that disagrees with the configuration, or whose wrapped key is not its own, is not used: what needs it
+  waits (`KEY_MISMATCH`), nothing turns to poison, and new artifacts take a fresh key. It is tried again after `load`.
+
+Keys are dropped, not wiped: the cryptography library and KMS's answers keep copies that Python can't overwrite.
+"""
+
+import secrets
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import anyio
+import anyio.to_thread
+
+from pipeline.crypt import ringfile
+from pipeline.crypt.gate import Call, Gates, RingState, is_refusal
+from pipeline.crypt.keycopies import Copy, KeyCopies, Use
+from pipeline.crypt.ringdirectory import RingDirectory
+from pipeline.crypt.ringfile import RingFile, Wrapped
+from pipeline.crypt.segments import KEY_SIZE, DataKey
+from pipeline.errors import HoldCode, KeyBusyError, KeyUnavailableError, SegmentForgedError
+from pipeline.ids import InstanceId, KeyId, Kind
+from pipeline.ports import Clock, FileSystem, KeyService
+
+# How long a data key is the active one: policy, far below what AES-GCM and the random salts would allow.
+KEY_LIFE = timedelta(hours=24)
+KEY_ARTIFACTS = 2**20
+KEY_BYTES = 2**44
+
+_REFRESH_FROM = 0.8
+_REFRESH_SPREAD = 0.1
+"""The refresh begins at 80 to 90 % of the time, by chance, so that instances don't ask in step."""
+
+
+class KeyRing:
+    """The ring of one instance and one data class.
+
+    Its methods raise `KeyUnavailableError` when KMS refuses the key or a ring file can't be used (the state to hold
+    is in its code), and `KeyBusyError` when KMS does not answer. After a failure KMS is left alone for 1 s, later up
+    to 30 s; whoever asks meanwhile is told the same. When to ask again is the caller's business.
+    """
+
+    def __init__(
+        self,
+        *,
+        instance_id: InstanceId,
+        context: Mapping[str, str],
+        current_arn: str,
+        previous_arn: str | None,
+        directory: str,
+        files: FileSystem,
+        service: KeyService,
+        clock: Clock,
+        cache: timedelta,
+        seal_grace: timedelta,
+        random: Callable[[], float],
+    ) -> None:
+        self._instance_id = instance_id
+        self._context = dict(context)
+        self._current_arn = current_arn
+        self._arns = [arn for arn in (current_arn, previous_arn) if arn is not None]
+        self._directory = RingDirectory(files, directory)
+        self._service = service
+        self._clock = clock
+        self._random = random
+        self._cache_s = cache.total_seconds()
+        self._copies = KeyCopies(seal_grace.total_seconds())
+        self._files: dict[KeyId, RingFile] = {}
+        self._unusable: dict[KeyId, str] = {}
+        self._artifacts: Counter[KeyId] = Counter()
+        self._bytes: Counter[KeyId] = Counter()
+        self._active: KeyId | None = None
+        self._lock = anyio.Lock()
+        self._key_locks: defaultdict[KeyId, anyio.Lock] = defaultdict(anyio.Lock)
+        self._gates = Gates(self._arns, clock, random)
+
+    async def load(self) -> None:
+        """Read the ring files. Asks KMS nothing.
+
+        Raises:
+            StoreIoError: the directory can't be read.
+
+        """
+        async with self._lock:
+            found = await anyio.to_thread.run_sync(self._directory.read)
+            self._files, self._unusable = {}, {}
+            for key_id, raw in found.items():
+                try:
+                    self._files[key_id] = ringfile.parse(raw, key_id, self._instance_id, self._context, self._arns)
+                except KeyUnavailableError as error:
+                    self._unusable[key_id] = str(error)
+
+    async def active(self) -> DataKey:
+        """Give the key for a new artifact: the newest under the current KMS key, or a new one, durable by now.
+
+        Raises:
+            KeyUnavailableError, KeyBusyError: no new artifact can be begun now.
+            StoreFullError, StoreIoError: the new key's ring file could not be made durable.
+
+        """
+        copy = await self._active_copy()
+        copy.seals = True
+        return copy.key
+
+    async def opening(self, key_id: KeyId) -> DataKey:
+        """Give a key to open segments with. Ask again for each artifact, and at least every few seconds.
+
+        Raises:
+            KeyUnavailableError, KeyBusyError: nothing under it can be opened now.
+            SegmentForgedError: the key is not in this ring.
+
+        """
+        return (await self._copy(key_id, Use.OPEN)).key
+
+    async def sealing(self, key_id: KeyId) -> DataKey:
+        """Give a key to go on with an artifact that was begun under it. Ask again before each batch.
+
+        Raises:
+            KeyUnavailableError, KeyBusyError: the grace is over too.
+            SegmentForgedError: the key is not in this ring.
+
+        """
+        copy = await self._copy(key_id, Use.SEAL)
+        copy.seals = True
+        return copy.key
+
+    async def tags(self, kind: Kind, source_id: str) -> list[str]:
+        """Give the source tags of a source id: the first to write, all of them to look for.
+
+        There are several only when the name key could not be carried over to a new KMS key.
+
+        Raises:
+            KeyUnavailableError, KeyBusyError: as `active`.
+
+        """
+        name_keys = await self._name_keys()
+        return list(dict.fromkeys(ringfile.tag(name_key, kind, source_id) for name_key in name_keys))
+
+    async def item_digest(self, item_id: str) -> str:
+        """Give the digest by which a repeated chat item is known.
+
+        Raises:
+            KeyUnavailableError, KeyBusyError: as `active`; not while what was begun may be sealed on.
+
+        """
+        return ringfile.tag((await self._naming_copy()).name_key, "item", item_id)
+
+    def used(self, key_id: KeyId, artifacts: int, size_bytes: int) -> None:
+        """Count what was sealed under a key: all that a scan found, and then each artifact."""
+        self._artifacts[key_id] += artifacts
+        self._bytes[key_id] += size_bytes
+
+    def expire(self) -> None:
+        """Drop the keys whose time is over. Every call does it; call it also when nothing else happens."""
+        self._copies.expire(self._clock.monotonic())
+
+    def drop(self) -> None:
+        """Drop every key in memory."""
+        self._copies.clear()
+        self._active = None
+
+    @property
+    def state(self) -> RingState:
+        """How the current KMS key last answered; a refusal outweighs silence."""
+        return self._gates.state(self._current_arn)
+
+    @property
+    def unusable(self) -> Mapping[KeyId, str]:
+        """The keys whose ring files are not used, and why."""
+        return dict(self._unusable)
+
+    def key_ids(self) -> list[KeyId]:
+        """List the keys of the ring, usable or not."""
+        return sorted({*self._files, *self._unusable})
+
+    def knows(self, key_id: KeyId) -> bool:
+        """Tell whether a key is in the ring, usable or not."""
+        return key_id in self._files or key_id in self._unusable
+
+    # --- the active key
+
+    async def _active_copy(self) -> Copy:
+        self.expire()
+        now = self._clock.monotonic()
+        copy = self._copies.get(self._active)
+        if copy is not None and self._is_within_limits(copy.key.key_id):
+            is_fresh = now < copy.refresh_at
+            if is_fresh or (self._lock.locked() and self._copies.permits(copy, Use.OPEN, now)):
+                return copy
+        async with self._lock:
+            return await self._next()
+
+    async def _next(self) -> Copy:
+        """Choose the active key again, under the lock."""
+        while (key_id := self._newest()) is not None:
+            try:
+                copy = await self._copy(key_id, Use.OPEN)
+            except KeyUnavailableError as error:
+                if error.code is HoldCode.KEY_MISMATCH:
+                    continue  # it is marked by now: the next one, or a new one
+                raise
+            self._active = key_id
+            return copy
+        try:
+            copy = await self._generate()
+        except KeyBusyError:
+            # The limits are policy: rather a few minutes more under a key in memory than no recording.
+            last = self._copies.get(self._active)
+            if last is None or not self._copies.permits(last, Use.OPEN, self._clock.monotonic()):
+                raise
+            return last
+        self._active = copy.key.key_id
+        return copy
+
+    def _newest(self) -> KeyId | None:
+        keys = [
+            key_id
+            for key_id, file in self._files.items()
+            if file.wrapped_under(self._current_arn) is not None and self._is_within_limits(key_id)
+        ]
+        return max(keys, key=lambda key_id: (self._files[key_id].created_at, key_id), default=None)
+
+    def _is_within_limits(self, key_id: KeyId) -> bool:
+        file = self._files.get(key_id)
+        return (
+            file is not None
+            and self._clock.now() - file.created_at < KEY_LIFE
+            and self._artifacts[key_id] < KEY_ARTIFACTS
+            and self._bytes[key_id] < KEY_BYTES
+        )
+
+    async def _generate(self) -> Copy:
+        """Make a data key; it is in memory only once its ring file is durable."""
+        name_key_id, name_key = await self._carried_name_key() or (uuid4(), secrets.token_bytes(KEY_SIZE))
+        asked_at = self._clock.monotonic()
+        with self._asking(Call.GENERATE, self._current_arn):
+            generated = await self._service.generate_data_key(self._current_arn, self._context)
+            if generated.key_arn != self._current_arn or len(generated.plaintext) != KEY_SIZE:
+                raise KeyUnavailableError(
+                    HoldCode.KEY_INVALID_STATE,
+                    "KMS answered with another key than the configured one; nothing was made",
+                )
+        key = DataKey(KeyId(uuid4()), generated.plaintext)
+        now = self._clock.now()
+        file = RingFile(
+            key_id=key.key_id,
+            instance_id=self._instance_id,
+            data_class=self._context["pipeline:dataClass"],
+            created_at=now,
+            context_sha256=ringfile.context_sha256(self._context),
+            name_key_id=name_key_id,
+            name_key=ringfile.seal_name_key(key, self._instance_id, name_key_id, name_key),
+            wrapped=(Wrapped(kms_key_arn=self._current_arn, blob=generated.wrapped, wrapped_at=now),),
+        )
+        with anyio.CancelScope(shield=True):  # a file that is there but not known would never be used
+            await anyio.to_thread.run_sync(self._directory.write, key.key_id, file.encode())
+        self._files[key.key_id] = file
+        return self._remember(key, file, name_key, self._current_arn, asked_at)
+
+    # --- keys in memory
+
+    async def _copy(self, key_id: KeyId, use: Use) -> Copy:
+        """Give a key from memory if it may be used so, and ask KMS when it is time to."""
+        self.expire()
+        now = self._clock.monotonic()
+        copy = self._copies.get(key_id)
+        lock = self._key_locks[key_id]
+        if copy is not None:
+            is_fresh = now < copy.refresh_at
+            if is_fresh or (lock.locked() and self._copies.permits(copy, use, now)):
+                return copy
+        async with lock:
+            copy = self._copies.get(key_id)
+            if copy is not None and self._clock.monotonic() < copy.refresh_at:
+                return copy
+            try:
+                return await self._unwrap(key_id)
+            except (KeyUnavailableError, KeyBusyError):
+                copy = self._copies.get(key_id)
+                if copy is None or not self._copies.permits(copy, use, self._clock.monotonic()):
+                    raise
+                return copy
+
+    async def _unwrap(self, key_id: KeyId) -> Copy:
+        file = self._files.get(key_id)
+        if file is None:
+            if key_id in self._unusable:
+                raise KeyUnavailableError(HoldCode.KEY_MISMATCH, self._unusable[key_id])
+            raise SegmentForgedError("an artifact names a data key that is not in its instance's ring")
+        wrapped = next(found for arn in self._arns if (found := file.wrapped_under(arn)) is not None)
+        asked_at = self._clock.monotonic()
+        try:
+            with self._asking(Call.DECRYPT, wrapped.kms_key_arn):
+                secret = await self._service.decrypt(wrapped.kms_key_arn, wrapped.blob, self._context)
+            key = _data_key(key_id, secret)
+            name_key = ringfile.open_name_key(key, file)
+        except KeyUnavailableError as error:
+            if error.code is HoldCode.KEY_MISMATCH:
+                self._set_aside(key_id, str(error))
+            raise
+        return self._remember(key, file, name_key, wrapped.kms_key_arn, asked_at)
+
+    def _set_aside(self, key_id: KeyId, why: str) -> None:
+        """Use a ring file no more before the next `load`: asking again can't help it."""
+        del self._files[key_id]
+        self._unusable[key_id] = why
+        copy = self._copies.get(key_id)
+        if copy is not None:
+            copy.revoke(self._clock.monotonic())
+
+    def _remember(self, key: DataKey, file: RingFile, name_key: bytes, arn: str, asked_at: float) -> Copy:
+        share = _REFRESH_FROM + _REFRESH_SPREAD * self._random()
+        copy = Copy(
+            key=key,
+            name_key_id=file.name_key_id,
+            name_key=name_key,
+            kms_key_arn=arn,
+            refresh_at=asked_at + self._cache_s * share,
+            expires_at=asked_at + self._cache_s,
+        )
+        self._copies.put(copy)
+        return copy
+
+    @contextmanager
+    def _asking(self, call: Call, arn: str) -> Iterator[None]:
+        """Wrap one call to KMS; a refusal ends the use of every key that this KMS key opened."""
+        try:
+            with self._gates.asking(call, arn):
+                yield
+        except KeyUnavailableError as error:
+            if is_refusal(call, error.code):
+                self._copies.revoke_under(arn, self._clock.monotonic())
+            raise
+
+    # --- name keys
+
+    async def _naming_copy(self) -> Copy:
+        """Give the copy whose name key is for writing; also while only what was begun may be sealed on."""
+        self.expire()
+        copy = self._copies.get(self._active)
+        if copy is not None and self._copies.permits(copy, Use.SEAL, self._clock.monotonic()):
+            return copy
+        return await self._active_copy()
+
+    async def _name_keys(self) -> list[bytes]:
+        writing = await self._naming_copy()
+        known: dict[UUID, bytes] = {writing.name_key_id: writing.name_key}
+        for key_id in self._newest_first():
+            if self._files[key_id].name_key_id not in known:
+                copy = await self._naming_copy_of(key_id)
+                if copy is not None:
+                    known[copy.name_key_id] = copy.name_key
+        return list(known.values())
+
+    async def _carried_name_key(self) -> tuple[UUID, bytes] | None:
+        """Find the name key for a new data key: the ring's newest that can be had."""
+        for key_id in self._newest_first():
+            copy = await self._naming_copy_of(key_id)
+            if copy is not None:
+                return copy.name_key_id, copy.name_key
+        return None
+
+    async def _naming_copy_of(self, key_id: KeyId) -> Copy | None:
+        """Give a copy with the name key of a ring file; `None` if the file, or the KMS key before, is unusable.
+
+        While the *current* KMS key can't be used this raises: better no answer than one that leaves a name out.
+        """
+        file = self._files.get(key_id)
+        if file is None:
+            return None
+        for copy in self._copies:
+            if copy.name_key_id == file.name_key_id:
+                return copy
+        try:
+            return await self._copy(key_id, Use.OPEN)
+        except (KeyUnavailableError, KeyBusyError) as error:
+            mismatch = isinstance(error, KeyUnavailableError) and error.code is HoldCode.KEY_MISMATCH
+            if mismatch or file.wrapped_under(self._current_arn) is None:
+                return None
+            raise
+
+    def _newest_first(self) -> list[KeyId]:
+        return sorted(self._files, key=lambda key_id: (self._files[key_id].created_at, key_id), reverse=True)
+
+
+def _data_key(key_id: KeyId, secret: bytes) -> DataKey:
+    if len(secret) != KEY_SIZE:
+        raise KeyUnavailableError(HoldCode.KEY_MISMATCH, f"what KMS unwrapped for data key {key_id} is no 256-bit key")
+    return DataKey(key_id, secret)

@@ -1,0 +1,144 @@
+"""One delivery: open, put, prove, settle. And its opposite: put aside what no retry can help."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import PurePath
+
+import structlog
+
+from pipeline.crypt.contents import Manifest
+from pipeline.delivery.buffers import BufferPool
+from pipeline.delivery.proof import Receipt, Subject, write_receipt
+from pipeline.delivery.source import opened
+from pipeline.delivery.upload import UploadPlan, deliver
+from pipeline.errors import DestinationHeldError, HoldCode, RejectError
+from pipeline.ids import InstanceId, Kind, RecordingId
+from pipeline.instances import Instance, Storage
+from pipeline.interim.states import ArtifactName
+from pipeline.interim.store import InterimStore
+from pipeline.ports import Clock, Destination
+from pipeline.status import Facts, Failure, FailureCode, Quality, Status
+from pipeline.tenants import Tenant, Tenants
+from pipeline.trail import Trail, subject_of
+
+log = structlog.get_logger()
+
+Destinations = Callable[[Instance, Storage], Destination]
+"""Give the bucket that a storage configuration names."""
+HeadAllowed = Callable[[InstanceId, Kind], bool]
+"""Tell what the probe of a destination found."""
+
+
+class Deliverer:
+    """Brings single artifacts to their destination."""
+
+    def __init__(
+        self,
+        *,
+        store: InterimStore,
+        tenants: Tenants,
+        trail: Trail,
+        destinations: Destinations,
+        head_allowed: HeadAllowed,
+        pool: BufferPool,
+        clock: Clock,
+        settle_volume: PurePath | None,
+    ) -> None:
+        self._store = store
+        self._tenants = tenants
+        self._trail = trail
+        self._destinations = destinations
+        self._head_allowed = head_allowed
+        self._pool = pool
+        self._clock = clock
+        self._volumes = () if settle_volume is None else (str(settle_volume),)
+
+    async def deliver(self, name: ArtifactName) -> None:
+        """Deliver one sealed artifact; when this returns, its receipt is durable and its media gone.
+
+        Raises:
+            DeferError: not now (`HoldError`: because of a key or a destination).
+            RejectError: never.
+
+        """
+        tenant = self._tenants.get(name.instance_id)
+        storage = tenant.instance.storage.get(name.kind) if tenant is not None else None
+        if tenant is None or storage is None:
+            raise DestinationHeldError(
+                HoldCode.DESTINATION_MISSING,
+                "the instance is not configured for this kind any more; its recordings are kept until it is",
+            )
+        key = await tenant.ring.opening(name.key_id)
+        with opened(self._store, name, key) as (manifest, source):
+            receipt = await deliver(
+                self._destinations(tenant.instance, storage),
+                source,
+                _plan(name, manifest, storage),
+                pool=self._pool,
+                clock=self._clock,
+                head_allowed=self._head_allowed(name.instance_id, name.kind),
+            )
+        await self._settle(tenant, name, manifest, receipt)
+
+    async def reject(self, name: ArtifactName, error: RejectError) -> None:
+        """Put an artifact aside with its bytes. Raises `DeferError` if even that can't be made durable now."""
+        target = name.rejected(error.reason)
+        recording_id = RecordingId(name.artifact_id)
+        lines = [self._trail.moved(target, recording_id, "ArtifactRejected", reason=error.reason)]
+        tenant = self._tenants.get(name.instance_id)
+        if tenant is not None:
+            failure = Failure(FailureCode.of_reason(error.reason), str(error))
+            subject = subject_of(tenant.instance, "unknown", recording_id, target)
+            lines.insert(0, self._trail.status(subject, Status.FAILED, Facts(), failure=failure))
+        await self._store.reject(name, error.reason, lines)
+
+    # --- inside
+
+    async def _settle(self, tenant: Tenant, name: ArtifactName, manifest: Manifest, receipt: Receipt) -> None:
+        target = name.delivered()
+        recording_id = RecordingId(manifest.recording_id)
+        raw = write_receipt(receipt)
+        facts = Facts(
+            start=manifest.started,
+            end=manifest.ended,
+            published=receipt.delivered_at,
+            location=f"s3://{receipt.bucket}/{receipt.key}",
+            size_bytes=receipt.size_bytes,
+        )
+        quality = [Quality(flag) for flag in manifest.quality]
+        subject = subject_of(tenant.instance, manifest.contact, recording_id, target)
+        lines = (
+            self._trail.status(subject, Status.PUBLISHED, facts, quality=quality),
+            self._trail.moved(
+                target,
+                recording_id,
+                "ArtifactDelivered",
+                bucket=receipt.bucket,
+                key=receipt.key,
+                versionId=receipt.version_id,
+                kmsKeyArn=receipt.kms_key_arn,
+                receiptSha256=hashlib.sha256(raw).hexdigest(),
+            ),
+        )
+        await self._store.settle(name, raw, lines, self._volumes)
+        log.info("delivery.settled", artifact=str(name.artifact_id), kind=name.kind, size_bytes=receipt.size_bytes)
+
+
+def _plan(name: ArtifactName, manifest: Manifest, storage: Storage) -> UploadPlan:
+    subject = Subject(
+        recording_id=RecordingId(manifest.recording_id),
+        artifact_id=name.artifact_id,
+        instance_id=name.instance_id,
+        kind=name.kind,
+        generation=manifest.generation,
+        sha256=manifest.object.sha256,
+        item_digests=manifest.item_digests,
+    )
+    return UploadPlan(
+        subject=subject,
+        storage=storage,
+        keys=manifest.keys,
+        size_bytes=manifest.object.size_bytes,
+        crc64nvme=manifest.object.crc64nvme,
+        content_type=manifest.object.content_type,
+    )

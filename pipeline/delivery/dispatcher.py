@@ -1,0 +1,187 @@
+"""The delivery schedule: which sealed artifact is tried when, and what its outcome does to it and to its lane.
+
+There is no success without a receipt. Whatever is wrong with a key or a destination holds what depends on it and costs
+no attempt; whatever is wrong for a while is tried again for ever, with jitter; the short list of what no retry can help
+puts the artifact aside with its bytes. An exception that is none of ours is a bug: it is logged and tried again, and
+parks that artifact alone for an hour after the tenth time.
+"""
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+import anyio
+import anyio.abc
+import structlog
+
+from pipeline.delivery.holds import KEYS, Holds
+from pipeline.delivery.lanes import Backoff, Lane, Lanes
+from pipeline.errors import DeferError, HoldError, KeyUnavailableError, RejectError
+from pipeline.ids import ArtifactId
+from pipeline.interim.states import ArtifactName
+from pipeline.interim.store import InterimStore
+from pipeline.ports import Clock
+from pipeline.settings import DeliverySettings
+
+log = structlog.get_logger()
+
+_BUGS_IN_A_ROW = 10
+_PARKED = timedelta(hours=1)
+
+Deliver = Callable[[ArtifactName], Awaitable[None]]
+"""Bring one artifact to its destination and settle it; or raise."""
+Reject = Callable[[ArtifactName, RejectError], Awaitable[None]]
+"""Put one artifact aside, for good."""
+
+
+class Dispatcher:
+    """Works on every lane, a bounded number of artifacts at a time."""
+
+    def __init__(
+        self,
+        *,
+        store: InterimStore,
+        holds: Holds,
+        deliver: Deliver,
+        reject: Reject,
+        clock: Clock,
+        random: Callable[[], float],
+        settings: DeliverySettings,
+    ) -> None:
+        self._store = store
+        self._holds = holds
+        self._deliver = deliver
+        self._reject = reject
+        self._clock = clock
+        self._retry = Backoff(settings.retry_first, settings.retry_most, random)
+        self._probe = Backoff(settings.probe_first, settings.probe_most, random)
+        self._slots = settings.workers
+        self._lanes = Lanes()
+        self._bugs: dict[ArtifactId, int] = {}
+        self._wake = anyio.Event()
+
+    def add(self, name: ArtifactName) -> None:
+        """Let a sealed artifact wait for its turn."""
+        lane = self._lanes[name.instance_id, name.kind]
+        if lane.held_until is None and self._holds.get(name.instance_id, name.kind) is not None:
+            lane.held_until = self._clock.monotonic()  # from before a restart: look at once
+        lane.add(name.artifact_id)
+        self._wake.set()
+
+    def retry_now(self) -> None:
+        """Look again at everything that is held: the configuration was read again."""
+        for lane in self._lanes.all():
+            if lane.held_until is not None:
+                lane.held_until = self._clock.monotonic()
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Deliver until cancelled; what is in hand then is given up and stays sealed."""
+        async with anyio.create_task_group() as group:
+            while True:
+                self._wake = anyio.Event()
+                self._start_ready(group)
+                due = self._lanes.next_due()
+                timeout = None if due is None or not self._slots else max(0.0, due - self._clock.monotonic())
+                with anyio.move_on_after(timeout):
+                    await self._wake.wait()
+
+    # --- inside
+
+    def _start_ready(self, group: anyio.abc.TaskGroup) -> None:
+        while self._slots:
+            taken = self._lanes.take(self._clock.monotonic())
+            if taken is None:
+                return
+            lane, artifact = taken
+            name = self._store.index.get(artifact)
+            if name is None or not name.is_waiting:
+                lane.settled(artifact)
+                continue
+            self._slots -= 1
+            group.start_soon(self._attempt, lane, name, name=f"deliver {artifact}")
+
+    async def _attempt(self, lane: Lane, name: ArtifactName) -> None:
+        try:
+            await self._outcome(lane, name)
+        finally:
+            self._slots += 1
+            self._wake.set()
+
+    async def _outcome(self, lane: Lane, name: ArtifactName) -> None:
+        """Try one artifact. The one place where any exception is caught: a bug must not stop the others."""
+        try:
+            await self._deliver(name)
+        except HoldError as error:
+            await self._hold(lane, name, error)
+        except DeferError as error:
+            self._defer(lane, name, error)
+        except RejectError as error:
+            await self._put_aside(lane, name, error)
+        except Exception as error:  # noqa: BLE001
+            self._bug(lane, name, error)
+        else:
+            lane.settled(name.artifact_id)
+            self._bugs.pop(name.artifact_id, None)
+            await self._lift(lane)
+
+    def _defer(self, lane: Lane, name: ArtifactName, error: DeferError) -> None:
+        delay_s = lane.defer(name.artifact_id, self._clock.monotonic(), self._retry)
+        log.warning(
+            "delivery.deferred",
+            artifact=str(name.artifact_id),
+            attempt=lane.attempts[name.artifact_id],
+            reason=error.reason,
+            detail=str(error),
+            retry_in_s=round(delay_s, 1),
+        )
+
+    async def _hold(self, lane: Lane, name: ArtifactName, error: HoldError) -> None:
+        """Hold the lane; for the instance's own key, all of its lanes."""
+        lane.put_back(name.artifact_id)
+        now = self._clock.monotonic()
+        is_keys = isinstance(error, KeyUnavailableError)
+        for each in self._lanes.of(name.instance_id) if is_keys else [lane]:
+            each.hold(now, self._probe)
+        scope = KEYS if is_keys else str(name.kind)
+        try:
+            is_new = await self._holds.begin(name.instance_id, scope, error, self._clock.now())
+        except DeferError as trouble:
+            log.warning("delivery.hold_not_kept", instance=str(name.instance_id), reason=trouble.reason)
+            return
+        if is_new:
+            log.error("delivery.held", instance=str(name.instance_id), scope=scope, code=error.code, detail=str(error))
+
+    async def _lift(self, lane: Lane) -> None:
+        """End what held this lane: a delivery went through."""
+        instance, kind = lane.key
+        if self._holds.get(instance, kind) is None and lane.held_until is None:
+            return
+        try:
+            keys = await self._holds.end(instance, KEYS)
+            await self._holds.end(instance, kind)
+        except DeferError as trouble:
+            log.warning("delivery.hold_not_lifted", instance=str(instance), reason=trouble.reason)
+            keys = True
+        for each in self._lanes.of(instance) if keys else [lane]:
+            each.release()
+        log.info("delivery.resumed", instance=str(instance), kind=kind, waiting=lane.size)
+
+    async def _put_aside(self, lane: Lane, name: ArtifactName, error: RejectError) -> None:
+        try:
+            await self._reject(name, error)
+        except DeferError as trouble:
+            self._defer(lane, name, trouble)
+            return
+        lane.settled(name.artifact_id)
+        log.error("delivery.rejected", artifact=str(name.artifact_id), reason=error.reason, detail=str(error))
+
+    def _bug(self, lane: Lane, name: ArtifactName, error: Exception) -> None:
+        count = self._bugs[name.artifact_id] = self._bugs.get(name.artifact_id, 0) + 1
+        log.error(
+            "delivery.deferred", artifact=str(name.artifact_id), attempt=count, reason="unknown", exc_info=error
+        )
+        now = self._clock.monotonic()
+        if count % _BUGS_IN_A_ROW == 0:
+            lane.park(name.artifact_id, now + _PARKED.total_seconds())
+        else:
+            lane.defer(name.artifact_id, now, self._retry)

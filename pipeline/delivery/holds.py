@@ -1,0 +1,94 @@
+"""Holds: keys and destinations that can't be used now. They survive a restart and are what an operator is shown.
+
+On disk: one small JSON file per hold, `holds/<instance>.<scope>.json`; the scope is `keys`, or the kind of recording
+whose destination it is. Artifacts are not touched by a hold: they stay sealed and go out in order when it ends.
+"""
+
+from datetime import datetime
+from uuid import UUID
+
+import msgspec
+
+from pipeline.errors import HoldCode, HoldError
+from pipeline.ids import InstanceId, Kind
+from pipeline.interim.commit import Commit, GroupCommit
+from pipeline.ports import FileSystem
+from pipeline.trail import Trail
+
+KEYS = "keys"
+"""Scope of a hold on the instance's own KMS key."""
+
+
+class Hold(msgspec.Struct, frozen=True, rename="camel"):
+    """Why something waits."""
+
+    instance_id: UUID
+    scope: str
+    code: HoldCode
+    message: str
+    inaccessible_since: datetime
+    """`inaccessibleEncryptionDateTime`: when it was first seen."""
+
+
+class Holds:
+    """Every hold in force."""
+
+    def __init__(self, root: str, files: FileSystem, commits: GroupCommit, trail: Trail) -> None:
+        self._root = root
+        self._files = files
+        self._commits = commits
+        self._trail = trail
+        self._holds: dict[tuple[UUID, str], Hold] = {}
+
+    def load(self) -> None:
+        """Read what an earlier run left. A file that can't be read is passed over: the hold will be seen again."""
+        self._files.make_directory(self._root)
+        for hold in read_holds(self._root, self._files):
+            self._holds[hold.instance_id, hold.scope] = hold
+
+    def all(self) -> list[Hold]:
+        """Every hold."""
+        return list(self._holds.values())
+
+    def get(self, instance: InstanceId, kind: Kind) -> Hold | None:
+        """Tell what holds one destination, if anything does."""
+        return self._holds.get((instance, KEYS)) or self._holds.get((instance, kind))
+
+    async def begin(self, instance: InstanceId, scope: str, error: HoldError, now: datetime) -> bool:
+        """Put a hold in force, durably; False if the same one was already."""
+        known = self._holds.get((instance, scope))
+        if known is not None and known.code is error.code:
+            return False
+        hold = Hold(instance, scope, error.code, str(error), known.inaccessible_since if known else now)
+        line = self._trail.changed(instance, "HoldBegun", scope=scope, code=error.code)
+        await self._commits.commit(Commit(files=((self._path(hold), msgspec.json.encode(hold)),), lines=(line,)))
+        self._holds[instance, scope] = hold
+        return True
+
+    async def end(self, instance: InstanceId, scope: str) -> bool:
+        """Lift a hold; False if there was none."""
+        hold = self._holds.pop((instance, scope), None)
+        if hold is None:
+            return False
+        line = self._trail.changed(instance, "HoldEnded", scope=scope, code=hold.code)
+        await self._commits.commit(Commit(lines=(line,), unlinks=(self._path(hold),)))
+        return True
+
+    def _path(self, hold: Hold) -> str:
+        return f"{self._root}/{hold.instance_id}.{hold.scope}.json"
+
+
+def read_holds(root: str, files: FileSystem) -> list[Hold]:
+    """Read the holds in force from disk, also beside a running service."""
+    found = []
+    for name in sorted(files.names(root)):
+        if not name.endswith(".json"):
+            continue
+        handle = files.open(f"{root}/{name}")
+        try:
+            found.append(msgspec.json.decode(files.read(handle, 0, 65536), type=Hold))
+        except msgspec.MsgspecError:
+            continue
+        finally:
+            files.close(handle)
+    return found

@@ -1,0 +1,54 @@
+"""The address of an upload: what its URL path says. Pure.
+
+    /v1/instances/{instance}/contacts/{contact}/{voice|screen|chat}[/{name}][.{ext}]
+
+Split before it is unquoted, so that an escaped slash stays inside its segment. The extension is only for recorders
+that need one in their URL; what a recording is, its first bytes tell.
+"""
+
+from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
+from uuid import UUID
+
+from pipeline.ids import RECORDINGS, InstanceId, Kind
+
+_LONGEST_NAME = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a recording belongs, and its source id if nothing better is given."""
+
+    instance_id: InstanceId
+    contact: str
+    kind: Kind
+    source_id: str
+
+
+def parse_address(raw_path: bytes) -> Address | None:
+    """Read the path of a PUT or HEAD, still percent-encoded; None if it names nothing that could exist."""
+    segments = raw_path.split(b"/")
+    if len(segments) not in {7, 8} or segments[:3] != [b"", b"v1", b"instances"] or segments[4] != b"contacts":
+        return None
+    instance, contact = _text(segments[3]), _text(segments[5])
+    last = [_text(segment) for segment in segments[6:]]
+    if instance is None or not contact or None in last:
+        return None
+    kind = (last[0] or "").split(".", 1)[0] if len(last) == 1 else last[0]
+    if kind not in {str(kind) for kind in RECORDINGS} or last[-1] == "":
+        return None
+    try:
+        instance_id = InstanceId(UUID(instance))
+    except ValueError:
+        return None
+    source_id = "/".join([contact, *(part or "" for part in last)])
+    return Address(instance_id, contact, Kind(kind), source_id)
+
+
+def _text(segment: bytes) -> str | None:
+    """Unquote one segment; None if it is not UTF-8, too long, or holds a control character."""
+    try:
+        text = unquote_to_bytes(segment).decode()
+    except UnicodeDecodeError:
+        return None
+    return text if len(text) <= _LONGEST_NAME and text.isprintable() else None

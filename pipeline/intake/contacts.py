@@ -1,0 +1,188 @@
+"""What is known of each contact, merged from events that come late, twice, in any order or never. No I/O, no clock.
+
+Merging is idempotent and does not depend on order: of two values of one field the one from the newer event counts,
+and a field that an event leaves out changes nothing. The start of a contact is the exception, the *oldest* event's
+value counts: for campaign calls the initiation time moves between the first event and later ones. So neither a list of
+seen ids nor an order is needed, and replaying the journal builds the same table.
+
+The table is a memory, not a record: it is bounded, and the contact that was quiet longest is forgotten first.
+"""
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid5
+
+from pipeline.events import ChatMessage, ContactEvent, Incoming, OtherEvent, RecordingStarted, RecordingStopped
+from pipeline.ids import InstanceId, Kind, RecordingId
+
+MAX_CONTACTS = 20_000
+"""About 1 KB each."""
+MAX_EXPECTED = 100
+"""Recordings expected of one contact; the first announced is forgotten first."""
+
+_OBJECT_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,255}")
+_UNDATED = datetime.min.replace(tzinfo=UTC)
+
+
+def object_contact(contact: str, instance_id: InstanceId) -> tuple[str, str | None]:
+    """Give the contact id as object keys and events may carry it, and the outside id if that had to stay behind.
+
+    A Call-ID or a room name may hold a number or a name, and characters that a key must not have. A UUIDv5 of
+    instance and outside id stands in, so that all recordings of one contact share it and nothing need be stored.
+    """
+    if _OBJECT_SAFE.fullmatch(contact):
+        return contact, None
+    return str(uuid5(instance_id, contact)), contact
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A recording that an event announced. Its id is the artifact id of its first generation, once bytes come."""
+
+    kind: Kind
+    source_id: str
+    recording_id: RecordingId
+    start: datetime | None = None
+    end: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contact:
+    """What is known of one contact."""
+
+    instance_id: InstanceId
+    contact: str
+    started: datetime | None = None
+    """When it began: what object keys are stamped with."""
+    ended: datetime | None = None
+    channel: str | None = None
+    completed: bool = False
+    initial_contact: str | None = None
+    expected: tuple[Expected, ...] = ()
+
+    def expectation(self, kind: Kind, source_id: str) -> Expected | None:
+        """Find what was announced for a source."""
+        return next((each for each in self.expected if (each.kind, each.source_id) == (kind, source_id)), None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContactChange:
+    """What an event made true. A repeat makes nothing true."""
+
+    contact: Contact
+    completed: bool = False
+    """The contact's COMPLETED was not known before."""
+    announced: Expected | None = None
+    """A recording that was not known before."""
+    stopped: Expected | None = None
+    """A recording whose end was not known before."""
+
+
+Mark = tuple[datetime, str]
+"""How new a value is: its event's time, then its envelope's id so that equal times don't hang on order.
+
+An event without a time gives way to every other.
+"""
+
+
+@dataclass(slots=True)
+class _Entry:
+    contact: Contact
+    marks: dict[str, Mark] = field(default_factory=dict)
+    """Of each field of `contact` that an event has set."""
+
+
+class ContactTable:
+    """Contacts by instance and outside contact id."""
+
+    def __init__(self, new_recording: Callable[[], RecordingId], *, limit: int = MAX_CONTACTS) -> None:
+        """`new_recording` names a recording that is announced before its first byte."""
+        self._new_recording = new_recording
+        self._limit = limit
+        self._entries: OrderedDict[tuple[InstanceId, str], _Entry] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, instance_id: InstanceId, contact: str) -> Contact | None:
+        """Tell what is known of a contact; `None` if nothing."""
+        entry = self._entries.get((instance_id, contact))
+        return None if entry is None else entry.contact
+
+    def merge(self, instance_id: InstanceId, event: Incoming) -> ContactChange | None:
+        """Take an event of `instance_id`, whatever instance it claims; `None` if it is of no contact."""
+        if isinstance(event, OtherEvent):
+            return None
+        entry = self._entry(instance_id, event.contact)
+        mark = (event.time or _UNDATED, event.envelope_id or "")
+        _set_newest(entry, mark, {"initial_contact": event.initial_contact})
+        match event:
+            case ContactEvent():
+                return _merge_contact_event(entry, mark, event)
+            case RecordingStarted():
+                return self._merge_recording(entry, event, start=event.start or event.time)
+            case RecordingStopped():
+                return self._merge_recording(entry, event, end=event.end or event.time)
+            case ChatMessage():
+                return ContactChange(contact=entry.contact)
+
+    def _entry(self, instance_id: InstanceId, contact: str) -> _Entry:
+        key = (instance_id, contact)
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._entries[key] = _Entry(Contact(instance_id=instance_id, contact=contact))
+            if len(self._entries) > self._limit:
+                self._entries.popitem(last=False)
+        self._entries.move_to_end(key)
+        return entry
+
+    def _merge_recording(
+        self,
+        entry: _Entry,
+        event: RecordingStarted | RecordingStopped,
+        *,
+        start: datetime | None = None,
+        end: datetime | None = None,
+    ) -> ContactChange:
+        """Add what is new. Of several starts the earliest counts, of several ends the latest."""
+        before = entry.contact.expectation(event.kind, event.source_id)
+        known = before or Expected(event.kind, event.source_id, self._new_recording())
+        after = replace(
+            known,
+            start=min(filter(None, (known.start, start)), default=None),
+            end=max(filter(None, (known.end, end)), default=None),
+        )
+        if after != before:
+            others = tuple(each for each in entry.contact.expected if each is not before)
+            entry.contact = replace(entry.contact, expected=(*others, after)[-MAX_EXPECTED:])
+        return ContactChange(
+            contact=entry.contact,
+            announced=after if before is None else None,
+            stopped=after if after.end is not None and known.end is None else None,
+        )
+
+
+def _merge_contact_event(entry: _Entry, mark: Mark, event: ContactEvent) -> ContactChange:
+    was_completed = entry.contact.completed
+    _set_newest(entry, mark, {"ended": event.disconnected, "channel": event.channel})
+    age = (event.time or datetime.max.replace(tzinfo=UTC), mark[1])
+    if event.initiated is not None and ("started" not in entry.marks or age < entry.marks["started"]):
+        entry.contact = replace(entry.contact, started=event.initiated)
+        entry.marks["started"] = age
+    if event.event_type == "COMPLETED":
+        entry.contact = replace(entry.contact, completed=True)
+    return ContactChange(contact=entry.contact, completed=entry.contact.completed and not was_completed)
+
+
+def _set_newest(entry: _Entry, mark: Mark, values: Mapping[str, object]) -> None:
+    newer: dict[str, Any] = {
+        name: value
+        for name, value in values.items()
+        if value is not None and (name not in entry.marks or mark > entry.marks[name])
+    }
+    entry.contact = replace(entry.contact, **newer)
+    entry.marks.update(dict.fromkeys(newer, mark))

@@ -1,0 +1,127 @@
+"""Events come in: durable in the journal, or in a chat's artifact, before they are acknowledged."""
+
+from collections.abc import Sequence
+import msgspec
+
+from pipeline.errors import RefuseError
+from pipeline.events import ChatMessage, Incoming, OtherEvent, RecordingStopped, parse
+from pipeline.ids import Kind, RecordingId
+from pipeline.intake.chats import Chats
+from pipeline.intake.contacts import Contact, ContactChange, ContactTable, Expected, object_contact
+from pipeline.intake.journal import Journal, JournalEntry
+from pipeline.intake.replay import Replay
+from pipeline.interim.logs import LogLine
+from pipeline.status import Facts, Status
+from pipeline.tenants import Tenant
+from pipeline.trail import Subject, Trail
+
+
+class ForeignInstanceError(RefuseError):
+    """An event names an instance that its sender may not name."""
+
+    reason = "not-found"
+
+
+class EventIntake:
+    """Takes events of any source that knows whose they are."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        chats: Chats,
+        contacts: ContactTable,
+        replay: Replay,
+        trail: Trail,
+    ) -> None:
+        self._journal = journal
+        self._chats = chats
+        self._contacts = contacts
+        self._replay = replay
+        self._trail = trail
+        self._untold: dict[RecordingId, tuple[Contact, Expected]] = {}
+        """Announced recordings whose INITIATED is not durable yet."""
+
+    async def take(self, tenant: Tenant, body: bytes) -> int:
+        """Take one event or a list; give their number when all are durable.
+
+        Raises:
+            RefuseError: one can't be read, or names another instance; none was taken.
+            DeferError: send them again.
+
+        """
+        incoming = parse(body)
+        for index, event in enumerate(incoming):
+            if event.instance_id not in {None, tenant.instance.instance_id}:
+                raise ForeignInstanceError("there is no such instance for you", field=f"[{index}].detail.instanceArn")
+        await self._replay.done(tenant)
+        changes = [self._merge(tenant, event) for event in incoming]
+        await self._write_journal(tenant, incoming, changes)
+        await self._append_chats(tenant, incoming)
+        for event, change in zip(incoming, changes, strict=True):
+            await self._end_chat(tenant, event, change)
+        return len(incoming)
+
+    # --- inside
+
+    def _merge(self, tenant: Tenant, event: Incoming) -> ContactChange | None:
+        change = self._contacts.merge(tenant.instance.instance_id, event)
+        if change is not None and change.announced is not None:
+            self._untold[change.announced.recording_id] = (change.contact, change.announced)
+        return change
+
+    async def _write_journal(
+        self, tenant: Tenant, incoming: Sequence[Incoming], changes: Sequence[ContactChange | None]
+    ) -> None:
+        """Chat messages have a durable place of their own; everything else goes to the journal."""
+        entries = [
+            JournalEntry(msgspec.Raw(event.raw), _announced_id(change))
+            for event, change in zip(incoming, changes, strict=True)
+            if not isinstance(event, ChatMessage)
+        ]
+        if not entries:
+            return
+        mine = {
+            recording: known
+            for recording, known in self._untold.items()
+            if known[0].instance_id == tenant.instance.instance_id
+        }
+        lines: list[LogLine] = []
+        for recording, (contact, expected) in mine.items():
+            if expected.kind is Kind.CHAT and await self._chats.exists(tenant, contact.contact):
+                continue
+            lines.append(self._initiated(tenant, contact, recording, expected))
+        await self._journal.append(tenant, entries, lines)
+        for recording in mine:
+            self._untold.pop(recording, None)
+
+    async def _append_chats(self, tenant: Tenant, incoming: Sequence[Incoming]) -> None:
+        by_contact: dict[str, list[ChatMessage]] = {}
+        for event in incoming:
+            if isinstance(event, ChatMessage) and event.item is not None:
+                by_contact.setdefault(event.contact, []).append(event)
+        for contact, messages in by_contact.items():
+            await self._chats.append(tenant, contact, [each.item for each in messages if each.item is not None])
+
+    async def _end_chat(self, tenant: Tenant, event: Incoming, change: ContactChange | None) -> None:
+        if isinstance(event, OtherEvent) or change is None:
+            return
+        ended = isinstance(event, ChatMessage) and event.ends_chat
+        stopped = isinstance(event, RecordingStopped) and event.kind is Kind.CHAT
+        if ended or stopped:
+            await self._chats.end(tenant, event.contact, even_if_empty=True)
+        elif change.completed:
+            await self._chats.end(tenant, event.contact, even_if_empty=False)
+
+    def _initiated(self, tenant: Tenant, contact: Contact, recording_id: RecordingId, expected: Expected) -> LogLine:
+        subject = Subject(
+            instance=tenant.instance,
+            contact=object_contact(contact.contact, tenant.instance.instance_id)[0],
+            kind=expected.kind,
+            recording_id=recording_id,
+        )
+        return self._trail.status(subject, Status.INITIATED, Facts(start=expected.start))
+
+
+def _announced_id(change: ContactChange | None) -> str | None:
+    return str(change.announced.recording_id) if change is not None and change.announced is not None else None

@@ -1,0 +1,87 @@
+"""What is already held of a source: the answers that were given, and bytes that a new body may contain."""
+
+from uuid import UUID
+
+import anyio.to_thread
+import msgspec
+
+from pipeline.ids import RecordingId
+from pipeline.intake.reception import Answer, Reception
+from pipeline.interim.reader import ArtifactReader
+from pipeline.interim.states import ArtifactName, State
+from pipeline.interim.store import InterimStore
+from pipeline.tenants import Tenant
+
+_PIECE = 1024 * 1024
+
+
+class _ReceiptFacts(msgspec.Struct, frozen=True, rename="camel"):
+    recording_id: str
+    artifact_id: str
+    generation: int
+    size_bytes: int
+    sha256: str
+
+
+class History:
+    """Reads earlier generations: receipts as they are, sealed artifacts by their manifest."""
+
+    def __init__(self, store: InterimStore) -> None:
+        self._store = store
+
+    async def answer(self, tenant: Tenant, name: ArtifactName) -> Answer | None:
+        """Give what a sealed or delivered artifact's source was told; None for an open one.
+
+        Raises:
+            SegmentForgedError: it does not authenticate.
+            KeyUnavailableError, KeyBusyError: its data key can't be had now.
+
+        """
+        if name.state is State.OPEN:
+            return None
+        if name.state is State.DELIVERED:
+            facts = msgspec.json.decode(self._store.receipt(name), type=_ReceiptFacts)
+            return Answer(facts.recording_id, facts.artifact_id, facts.generation, facts.size_bytes, facts.sha256)
+        key = await tenant.ring.opening(name.key_id)
+        with self._store.reading(name, key) as reader:
+            manifest = reader.manifest()
+        return Answer(
+            str(manifest.recording_id),
+            str(name.artifact_id),
+            manifest.generation,
+            manifest.object.size_bytes,
+            manifest.object.sha256,
+        )
+
+    async def recording_id(self, tenant: Tenant, name: ArtifactName) -> RecordingId:
+        """Tell which recording an artifact is a generation of."""
+        answer = await self.answer(tenant, name)
+        if answer is not None:
+            return RecordingId(UUID(answer.recording_id))
+        key = await tenant.ring.opening(name.key_id)
+        with self._store.reading(name, key) as reader:
+            return RecordingId(reader.head().recording_id)
+
+    async def contains(self, new: Reception, old: Reception) -> bool:
+        """Tell whether the bytes of an unfinished artifact are the beginning of a finished body."""
+        size = old.writer.digests.size_bytes
+        if size > new.writer.digests.size_bytes:
+            return False
+        old_key = await old.tenant.ring.opening(old.name.key_id)
+        new_key = await new.tenant.ring.opening(new.name.key_id)
+        with (
+            self._store.reading(old.name, old_key, limit=old.writer.end) as before,
+            self._store.reading(new.name, new_key, limit=new.writer.end) as after,
+        ):
+            return await anyio.to_thread.run_sync(_begins_with, after, before, size)
+
+
+def _begins_with(whole: ArtifactReader, beginning: ArtifactReader, size: int) -> bool:
+    left, right = bytearray(_PIECE), bytearray(_PIECE)
+    for at in range(0, size, _PIECE):
+        length = min(_PIECE, size - at)
+        whole.read_into(at, memoryview(left)[:length])
+        beginning.read_into(at, memoryview(right)[:length])
+        if left[:length] != right[:length]:
+            return False
+    return True

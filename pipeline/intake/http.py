@@ -1,0 +1,180 @@
+"""The HTTP intake: `PUT` and `HEAD` of recordings, `POST` of events, and two health pages.
+
+Bodies are read from `receive` as they come and never spooled. 2xx is sent only when what it stands for is durable. A
+body that breaks off gets no answer: its artifact stays open, and `HEAD` tells where to go on.
+"""
+
+from collections.abc import Callable
+from http import HTTPStatus
+
+import anyio
+import msgspec
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import Message, Receive, Scope, Send
+
+from pipeline.errors import PipelineError, StoppingError
+from pipeline.intake import problems
+from pipeline.intake.access import RateLimit, bearer, token_of
+from pipeline.intake.address import parse_address
+from pipeline.intake.claims import Claims, read_claims
+from pipeline.intake.events import EventIntake, ForeignInstanceError
+from pipeline.intake.problems import Problem
+from pipeline.intake.reception import Reception, Source
+from pipeline.intake.recorder import Recorder, WrongOffsetError
+from pipeline.ports import Clock
+from pipeline.settings import HttpSettings
+from pipeline.tenants import Tenant, Tenants
+
+_DISCONNECT = "http.disconnect"
+
+
+class HttpIntake:
+    """The ASGI application."""
+
+    def __init__(
+        self,
+        *,
+        settings: HttpSettings,
+        tenants: Tenants,
+        recorder: Recorder,
+        events: EventIntake,
+        limits: RateLimit,
+        clock: Clock,
+        is_ready: Callable[[], bool],
+    ) -> None:
+        self._settings = settings
+        self._tenants = tenants
+        self._recorder = recorder
+        self._events = events
+        self._limits = limits
+        self._clock = clock
+        self._is_ready = is_ready
+        self.stopping = False
+        """Set by the service when it goes down: what is in hand may end, nothing new begins."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            return
+        try:
+            response = await self._answer(scope, receive)
+        except Problem as problem:
+            response = problem.response()
+        except ForeignInstanceError as error:
+            response = problems.not_found(error.field).response()
+        except PipelineError as error:
+            response = problems.of(error).response()
+        if response is not None:
+            await response(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Response | None:
+        path, method = scope["path"], scope["method"]
+        if method in {"GET", "HEAD"} and path in {"/livez", "/readyz"}:
+            return self._health(path)
+        headers = Headers(scope=scope)
+        token = token_of(headers.get("authorization"))
+        tenant = self._tenants[bearer(token, self._tenants.instances())]
+        if self.stopping or not self._is_ready():
+            raise problems.of(StoppingError("The service is starting or stopping; ask again in a moment."))
+        self._limits.take(tenant.instance.instance_id, tenant.instance.limits)
+        if path == "/v1/events" and method == "POST":
+            return await self._post_events(tenant, headers, receive)
+        address = parse_address(scope["raw_path"])
+        if address is None or address.instance_id != tenant.instance.instance_id:
+            raise problems.not_found()
+        if address.kind not in tenant.instance.storage:
+            raise problems.not_found()
+        claims = read_claims(headers, address)
+        match method:
+            case "PUT":
+                return await self._put(tenant, claims, receive)
+            case "HEAD":
+                return await self._head(tenant, claims.source)
+            case _:
+                raise Problem(
+                    HTTPStatus.METHOD_NOT_ALLOWED, "method", "PUT or HEAD only.", headers={"Allow": "PUT, HEAD"}
+                )
+
+    def _health(self, path: str) -> Response:
+        if path == "/livez" or (self._is_ready() and not self.stopping):
+            return PlainTextResponse("ok\n")
+        return PlainTextResponse("not ready\n", HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "1"})
+
+    # --- recordings
+
+    async def _head(self, tenant: Tenant, source: Source) -> Response:
+        offset = await self._recorder.offset(tenant, source.kind, source.source_id)
+        if offset is None:
+            raise problems.not_found()
+        return Response(headers={"Upload-Offset": str(offset), "Cache-Control": "no-store"})
+
+    async def _put(self, tenant: Tenant, claims: Claims, receive: Receive) -> Response | None:
+        limit = tenant.instance.limits.recording_bytes
+        if claims.size_bytes is not None and claims.size_bytes > limit:
+            raise problems.too_large(limit, "A recording")
+        if claims.resumes_at is None:
+            reception = await self._recorder.begin(tenant, claims.source)
+        else:
+            reception = await self._resume(tenant, claims.source, claims.resumes_at)
+        try:
+            if not await self._take_body(reception, receive, limit):
+                return None
+            answer = await self._recorder.finish(reception, claims.sha256)
+        finally:
+            await self._recorder.let_go(reception)
+        return Response(msgspec.json.encode(answer), HTTPStatus.CREATED, media_type="application/json")
+
+    async def _resume(self, tenant: Tenant, source: Source, offset: int) -> Reception:
+        try:
+            return await self._recorder.resume(tenant, source, offset)
+        except WrongOffsetError as error:
+            raise Problem(
+                HTTPStatus.CONFLICT, error.reason, str(error), error.field, {"Upload-Offset": str(error.offset)}
+            ) from error
+
+    async def _take_body(self, reception: Reception, receive: Receive, limit: int) -> bool:
+        """Receive a body to its end; False if it broke off."""
+        with reception.scope:
+            while True:
+                message: Message = await receive()
+                if message["type"] == _DISCONNECT:
+                    return False
+                if body := message.get("body", b""):
+                    if reception.size_bytes + len(body) > limit:
+                        await self._recorder.refuse(reception)
+                        raise problems.too_large(limit, "A recording")
+                    await reception.append(body, self._clock.monotonic())
+                if not message.get("more_body", False):
+                    return True
+        return False
+
+    # --- events
+
+    async def _post_events(self, tenant: Tenant, headers: Headers, receive: Receive) -> Response | None:
+        limit = self._settings.event_bytes
+        if int(headers.get("content-length", "0") or 0) > limit:
+            raise problems.too_large(limit, "A body of events")
+        body: bytes | None = None
+        with anyio.move_on_after(self._settings.body_idle.total_seconds()) as deadline:
+            body = await _whole_body(receive, limit)
+        if deadline.cancelled_caught:
+            raise Problem(HTTPStatus.REQUEST_TIMEOUT, "slow", "The events did not arrive in time; none was taken.")
+        if body is None:
+            return None
+        count = await self._events.take(tenant, body)
+        return Response(msgspec.json.encode({"accepted": count}), HTTPStatus.ACCEPTED, media_type="application/json")
+
+
+async def _whole_body(receive: Receive, limit: int) -> bytes | None:
+    """Receive a small body; None if it broke off."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == _DISCONNECT:
+            return None
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise problems.too_large(limit, "A body of events")
+        if not message.get("more_body", False):
+            return bytes(body)

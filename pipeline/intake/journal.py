@@ -1,0 +1,177 @@
+"""The journal: incoming events, sealed and durable before they are acknowledged, read again at start.
+
+One file per instance, UTC day, data key and run of the service, in the artifact format (kind `journal`):
+`journal/<instance>/<day>/<artifact>.<data key>.journal`. A run never appends to an earlier run's file, so a torn tail
+is simply where that file ends.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from uuid import UUID
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from pipeline.crypt.artifact import FRAME_PREFIX, HEADER_SIZE, Entry, Header, Opener, Sealer, next_entry
+from pipeline.crypt.contents import Record, decode_records, encode_records
+from pipeline.crypt.segments import SEGMENT_LIMIT, DataKey, SegmentType
+from pipeline.errors import PipelineError, SegmentForgedError
+from pipeline.ids import InstanceId, KeyId, Kind, new_artifact_id
+from pipeline.interim.commit import Commit, GroupCommit
+from pipeline.interim.logs import LogLine
+from pipeline.ports import Clock, FileSystem
+from pipeline.tenants import Tenant
+
+EVENT = "event"
+"""Type of a journal record."""
+REPLAYED_DAYS = 2
+"""Contacts last hours; older files are kept for people, not for the service."""
+
+
+class JournalEntry(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """One event as it came, and the id that was given to the recording it announced."""
+
+    event: msgspec.Raw
+    recording_id: str | None = None
+
+
+@dataclass(slots=True)
+class _OpenFile:
+    handle: int
+    directory: str
+    day: date
+    key_id: KeyId
+    sealer: Sealer
+    synced: bool = False
+
+
+class Journal:
+    """Every instance's journal."""
+
+    def __init__(self, root: str, files: FileSystem, commits: GroupCommit, clock: Clock) -> None:
+        self._root = root
+        self._files = files
+        self._commits = commits
+        self._clock = clock
+        self._open: dict[InstanceId, _OpenFile] = {}
+
+    async def append(self, tenant: Tenant, entries: Sequence[JournalEntry], lines: Sequence[LogLine]) -> None:
+        """Make events durable, together with the log lines that they cause.
+
+        Raises:
+            StoreFullError, StoreIoError, KeyUnavailableError, KeyBusyError: nothing was acknowledged; send it again.
+
+        """
+        key = await tenant.ring.active()
+        instance_id = tenant.instance.instance_id
+        file = self._file(instance_id, key)
+        try:
+            for batch in _batches(entries, self._clock):
+                self._files.append(file.handle, [file.sealer.seal(SegmentType.EVENT, batch, 0)])
+            directories = () if file.synced else (file.directory,)
+            await self._commits.commit(Commit(handles=(file.handle,), directories=directories, lines=tuple(lines)))
+        except PipelineError:
+            # What came after a failed write could not be read back: the next event begins a new file.
+            self._forget(instance_id)
+            raise
+        file.synced = True
+
+    async def replay(self, tenant: Tenant) -> AsyncIterator[JournalEntry]:
+        """Give the events of the last days, oldest file first; a file that is damaged gives what precedes the damage.
+
+        Raises:
+            KeyUnavailableError, KeyBusyError: they can't be opened now.
+
+        """
+        today = self._clock.now().date()
+        folder = f"{self._root}/{tenant.instance.instance_id}"
+        for age in range(REPLAYED_DAYS, -1, -1):
+            directory = f"{folder}/{today - timedelta(days=age)}"
+            for name in sorted(await anyio.to_thread.run_sync(self._files.names, directory)):
+                key_text = name.split(".")[1] if name.endswith(".journal") else ""
+                if len(key_text) != 32:
+                    continue
+                try:
+                    key = await tenant.ring.opening(KeyId(UUID(hex=key_text)))
+                except SegmentForgedError:
+                    continue
+                for record in await anyio.to_thread.run_sync(self._read, f"{directory}/{name}", tenant, key):
+                    yield msgspec.json.decode(record.data, type=JournalEntry)
+
+    def sweep(self, instance_id: InstanceId, days: int) -> int:
+        """Remove files older than `days`; give their number."""
+        oldest = self._clock.now().date() - timedelta(days=days)
+        removed = 0
+        folder = f"{self._root}/{instance_id}"
+        for day in self._files.names(folder):
+            if day < oldest.isoformat():
+                for name in self._files.names(f"{folder}/{day}"):
+                    self._files.unlink(f"{folder}/{day}/{name}")
+                    removed += 1
+        return removed
+
+    def close(self) -> None:
+        """Let all files go."""
+        for instance_id in list(self._open):
+            self._forget(instance_id)
+
+    # --- inside
+
+    def _file(self, instance_id: InstanceId, key: DataKey) -> _OpenFile:
+        now = self._clock.now()
+        file = self._open.get(instance_id)
+        if file is not None and (file.day, file.key_id) == (now.date(), key.key_id):
+            return file
+        self._forget(instance_id)
+        artifact_id = new_artifact_id(now)
+        header = Header(Kind.JOURNAL, instance_id, artifact_id, key.key_id, now).pack()
+        directory = f"{self._root}/{instance_id}/{now.date()}"
+        self._files.make_directory(directory)
+        handle = self._files.create(f"{directory}/{artifact_id.hex}.{key.key_id.hex}.journal")
+        self._files.append(handle, [header])
+        file = self._open[instance_id] = _OpenFile(handle, directory, now.date(), key.key_id, Sealer(key, header))
+        return file
+
+    def _forget(self, instance_id: InstanceId) -> None:
+        file = self._open.pop(instance_id, None)
+        if file is not None:
+            self._files.close(file.handle)
+
+    def _read(self, path: str, tenant: Tenant, key: DataKey) -> list[Record]:
+        handle = self._files.open(path)
+        try:
+            raw = self._files.read(handle, 0, HEADER_SIZE)
+            header = Header.parse(raw)
+            if (header.kind, header.instance_id) != (Kind.JOURNAL, tenant.instance.instance_id):
+                return []
+            return self._records(handle, Opener(key, raw))
+        except SegmentForgedError:
+            return []
+        finally:
+            self._files.close(handle)
+
+    def _records(self, handle: int, opener: Opener) -> list[Record]:
+        found: list[Record] = []
+        size, at = self._files.size(handle), HEADER_SIZE
+        entry: Entry | None = None
+        while at < size:
+            try:
+                entry = next_entry(entry, self._files.read(handle, at, FRAME_PREFIX), size)
+                sealed = self._files.read(handle, entry.position, entry.frame.sealed_size)
+                found += decode_records(opener.open(entry.frame, entry.index, entry.media_offset, sealed))
+            except SegmentForgedError:
+                break
+            at = entry.end
+        return found
+
+
+def _batches(entries: Sequence[JournalEntry], clock: Clock) -> list[bytes]:
+    """Encode entries so that each batch fits into a segment."""
+    arrived = clock.now()
+    records = [Record(EVENT, msgspec.Raw(msgspec.json.encode(entry)), arrived) for entry in entries]
+    whole = encode_records(records)
+    if len(whole) <= SEGMENT_LIMIT:
+        return [whole]
+    return [encode_records([record]) for record in records]

@@ -1,0 +1,351 @@
+"""From the first byte of a recording to its sealed artifact: begin, resume, finish, break off, seal when idle.
+
+Refuses to acknowledge anything that is not durable. A body for a source that is known already is received as another
+generation; if it turns out to be the same bytes it is dropped and the earlier answer given again, and an unfinished
+body that it begins with is dropped in its favour.
+"""
+
+from collections import Counter
+from datetime import datetime
+from typing import Literal
+from weakref import WeakValueDictionary
+
+import anyio
+import structlog
+
+from pipeline.crypt.contents import Head, Manifest, encode_head
+from pipeline.delivery.media import MediaCheck
+from pipeline.errors import PipelineError, RefuseError, SegmentForgedError, StoppingError
+from pipeline.ids import ArtifactId, InstanceId, Kind, RecordingId, new_artifact_id
+from pipeline.intake.contacts import Contact, ContactTable, object_contact
+from pipeline.intake.history import History
+from pipeline.intake.moves import Moves
+from pipeline.intake.reception import Answer, Reception, Source
+from pipeline.intake.sealing import copy_rendition, manifest_of
+from pipeline.intake.replay import Replay
+from pipeline.interim.states import ArtifactName, State
+from pipeline.interim.store import InterimStore
+from pipeline.interim.writer import ArtifactWriter
+from pipeline.ports import Clock
+from pipeline.status import Failure, FailureCode
+from pipeline.tenants import Tenant
+
+log = structlog.get_logger()
+
+TRANSCRIPT = "transcript/"
+"""Begins the source id of a chat that comes as events; the contact's id follows."""
+
+
+class WrongOffsetError(RefuseError):
+    """A resumed upload does not go on where the artifact ends."""
+
+    reason = "wrong-offset"
+
+    def __init__(self, offset: int) -> None:
+        super().__init__("the upload goes on at another offset", field="Content-Range")
+        self.offset = offset
+
+
+class Recorder:
+    """Every artifact that is open."""
+
+    def __init__(
+        self, *, store: InterimStore, moves: Moves, contacts: ContactTable, replay: Replay, clock: Clock
+    ) -> None:
+        self._store = store
+        self._moves = moves
+        self._contacts = contacts
+        self._replay = replay
+        self._open: Counter[InstanceId] = Counter()
+        self._clock = clock
+        self._history = History(store)
+        self._receptions: dict[ArtifactId, Reception] = {}
+        self._locks: WeakValueDictionary[tuple[InstanceId, str], anyio.Lock] = WeakValueDictionary()
+
+    def receptions(self) -> list[Reception]:
+        """Everything open that is in memory."""
+        return list(self._receptions.values())
+
+    def reception(self, artifact: ArtifactId) -> Reception | None:
+        """One of them."""
+        return self._receptions.get(artifact)
+
+    # --- begin, resume
+
+    async def begin(self, tenant: Tenant, source: Source) -> Reception:
+        """Open an artifact for a new body. Nothing is durable yet.
+
+        Raises:
+            StoreFullError, KeyUnavailableError, KeyBusyError, StoppingError: come back later.
+
+        """
+        self._check_open_limit(tenant)
+        await self._replay.done(tenant)
+        ring = tenant.ring
+        key = await ring.active()
+        tags = tuple(await ring.tags(source.kind, source.source_id))
+        created = self._clock.now()
+        artifact_id = new_artifact_id(created)
+        instance_id = tenant.instance.instance_id
+        earlier = self._store.index.generations(instance_id, tags)
+        expected = self._expected(tenant, source)
+        recording_id = expected or RecordingId(artifact_id)
+        if earlier:
+            recording_id = await self._recording_of(tenant, earlier)
+        safe, original = object_contact(source.contact, instance_id)
+        head = Head(
+            contact=safe,
+            original_contact=original,
+            source_id=source.source_id,
+            recording_id=recording_id,
+            content_type=source.content_type,
+            started=source.started,
+            metadata=dict(source.metadata),
+        )
+        name = ArtifactName(
+            artifact_id=artifact_id,
+            instance_id=instance_id,
+            kind=source.kind,
+            key_id=key.key_id,
+            tag=tags[0],
+            generation=max((name.generation for name in earlier), default=0) + 1,
+            sequence=1,
+            state=State.OPEN,
+        )
+        writer = self._store.create(name, key, created, encode_head(head))
+        ring.used(key.key_id, 1, 0)
+        reception = self._remember(tenant, writer, head, tags, created)
+        reception.ended = source.ended
+        if name.generation == 1:
+            reception.told = expected is not None
+            self._moves.tell_begun(reception)
+        return reception
+
+    async def offset(self, tenant: Tenant, kind: Kind, source_id: str) -> int | None:
+        """Tell how much of an unfinished body is durable; None if there is none."""
+        reception = await self.unfinished(tenant, kind, source_id)
+        return None if reception is None else reception.writer.durable_bytes
+
+    async def resume(self, tenant: Tenant, source: Source, offset: int) -> Reception:
+        """Go on with an unfinished body at `offset`; whoever was still connected to it is cut off.
+
+        Raises:
+            WrongOffsetError: it goes on elsewhere.
+
+        """
+        reception = await self.unfinished(tenant, source.kind, source.source_id)
+        if reception is None:
+            raise WrongOffsetError(0)
+        if reception.attached:
+            reception.scope.cancel()
+            self.forget(reception)
+            reception = await self.reopen(tenant, reception.name)
+        if reception is None or reception.writer.durable_bytes != offset:
+            raise WrongOffsetError(0 if reception is None else reception.writer.durable_bytes)
+        reception.scope = anyio.CancelScope()
+        reception.attached = True
+        reception.touched = self._clock.monotonic()
+        reception.ended = source.ended or reception.ended
+        return reception
+
+    async def reopen(self, tenant: Tenant, name: ArtifactName) -> Reception | None:
+        """Bring an open artifact back into memory after a crash or a failed write; None if it held nothing.
+
+        One that was finished but for its last move is finished now, and None is given for it, too.
+        """
+        await self._replay.done(tenant)
+        try:
+            key = await tenant.ring.sealing(name.key_id)
+            found = await self._store.recover(name, key)
+        except SegmentForgedError as error:
+            await self._moves.reject(tenant, name, error)
+            return None
+        if found is None:
+            return None
+        writer, recovered = found
+        tags = tuple(await tenant.ring.tags(name.kind, recovered.head.source_id))
+        reception = self._remember(tenant, writer, recovered.head, tags, recovered.created)
+        reception.attached = False
+        reception.told = True
+        reception.check.feed(recovered.first)
+        if recovered.manifest is not None:
+            self.forget(reception)
+            await self._moves.finish_seal(reception, recovered.manifest)
+            return None
+        return reception
+
+    # --- end
+
+    async def finish(self, reception: Reception, sha256: str | None) -> Answer:
+        """Seal a body that ended, unless it is one that is held already.
+
+        Args:
+            reception: the open artifact.
+            sha256: what the source says the bytes are, if it does.
+
+        Raises:
+            RefuseError: the bytes are not what the source says. They are dropped; send them again.
+
+        """
+        await reception.writer.flush()
+        if sha256 not in {None, reception.writer.digests.sha256}:
+            await self.drop(reception, "checksum")
+            raise RefuseError("the bytes that came have another SHA-256; send them again", field="X-Recording-Sha256")
+        async with self._source_lock(reception):
+            repeated = await self._repeated(reception)
+            if repeated is not None:
+                await self.drop(reception, "repeat")
+                return repeated
+            generation = await self._absorb_unfinished(reception)
+            return await self.seal_copy(reception, "complete", generation)
+
+    async def let_go(self, reception: Reception) -> None:
+        """Detach a source that went away. What came is made durable and stays open; a body without a byte is dropped."""
+        if self._receptions.get(reception.name.artifact_id) is not reception:
+            return
+        reception.attached = False
+        with anyio.CancelScope(shield=True):
+            try:
+                if reception.size_bytes == 0:
+                    await self.drop(reception, "empty")
+                else:
+                    await reception.writer.sync()
+            except PipelineError as error:
+                log.warning("intake.detach_failed", artifact=str(reception.name.artifact_id), reason=error.reason)
+                self.forget(reception)
+
+    async def refuse(self, reception: Reception) -> None:
+        """Drop a body that is over its limit, and say so."""
+        await self.drop(reception, "too-large", Failure(FailureCode.SOURCE_REJECTED, "over the instance's size limit"))
+
+    async def seal_copy(
+        self, reception: Reception, ending: Literal["complete", "recovered"], generation: int
+    ) -> Answer:
+        """Seal media as they came."""
+        await reception.writer.flush()
+        digests = reception.writer.digests
+        verdict = reception.check.verdict(digests.size_bytes)
+        manifest = manifest_of(
+            reception,
+            copy_rendition(digests, verdict.content_type, verdict.extension),
+            contact=self.contact_of(reception),
+            generation=generation,
+            ending=ending,
+            quality=verdict.flags,
+        )
+        return await self.seal(reception, manifest)
+
+    async def seal(self, reception: Reception, manifest: Manifest) -> Answer:
+        """Write the manifest and carry out the move. If that fails the artifact is open still, and recovered later."""
+        self.forget(reception)
+        return await self._moves.seal(reception, manifest)
+
+    async def drop(self, reception: Reception, why: str, failure: Failure | None = None) -> None:
+        """Remove an open artifact whose bytes are held elsewhere, or were never acknowledged."""
+        self.forget(reception)
+        await self._moves.drop(reception, why, failure)
+
+    def forget(self, reception: Reception) -> None:
+        """Let go of what is in memory; unless it was sealed or dropped, the artifact waits on disk."""
+        if self._receptions.get(reception.name.artifact_id) is reception:
+            del self._receptions[reception.name.artifact_id]
+            self._open[reception.name.instance_id] -= 1
+
+    def contact_of(self, reception: Reception) -> Contact | None:
+        """Tell what events said about its contact."""
+        return self._contacts.get(reception.name.instance_id, reception.contact)
+
+    def initial_contact(self, tenant: Tenant, contact: str) -> str | None:
+        """Tell the first contact of a chain, as object keys carry it, where events said it."""
+        known = self._contacts.get(tenant.instance.instance_id, contact)
+        if known is None or known.initial_contact is None:
+            return None
+        return object_contact(known.initial_contact, tenant.instance.instance_id)[0]
+
+    # --- inside
+
+    def _remember(
+        self, tenant: Tenant, writer: ArtifactWriter, head: Head, tags: tuple[str, ...], created: datetime
+    ) -> Reception:
+        reception = Reception(
+            tenant=tenant,
+            writer=writer,
+            head=head,
+            tags=tags,
+            created=created,
+            check=MediaCheck(head.content_type),
+            touched=self._clock.monotonic(),
+        )
+        self._receptions[reception.name.artifact_id] = reception
+        self._open[reception.name.instance_id] += 1
+        return reception
+
+    def _check_open_limit(self, tenant: Tenant) -> None:
+        if self._open[tenant.instance.instance_id] >= tenant.instance.limits.open_recordings:
+            raise StoppingError("this instance has as many recordings open as its limit allows; try again soon")
+
+    def _expected(self, tenant: Tenant, source: Source) -> RecordingId | None:
+        """Find the id that was given out when an event announced this recording. A chat's events name no source."""
+        contact = self._contacts.get(tenant.instance.instance_id, source.contact)
+        if contact is None:
+            return None
+        if source.source_id.startswith(TRANSCRIPT):
+            return next((each.recording_id for each in contact.expected if each.kind is Kind.CHAT), None)
+        expected = contact.expectation(source.kind, source.source_id)
+        return expected.recording_id if expected else None
+
+    async def _recording_of(self, tenant: Tenant, earlier: list[ArtifactName]) -> RecordingId:
+        """Find the recording that earlier generations are of. A damaged one does not stop a new one."""
+        for name in earlier:
+            reception = self._receptions.get(name.artifact_id)
+            if reception is not None:
+                return reception.recording_id
+            try:
+                return await self._history.recording_id(tenant, name)
+            except SegmentForgedError:
+                continue
+        return RecordingId(earlier[0].artifact_id)
+
+    async def unfinished(self, tenant: Tenant, kind: Kind, source_id: str) -> Reception | None:
+        """Bring the newest unfinished body of a source into memory."""
+        tags = await tenant.ring.tags(kind, source_id)
+        for name in reversed(self._store.index.generations(tenant.instance.instance_id, tags)):
+            if name.standing is State.OPEN:
+                return self._receptions.get(name.artifact_id) or await self.reopen(tenant, name)
+        return None
+
+    def _source_lock(self, reception: Reception) -> anyio.Lock:
+        """One decision at a time about which generations of a source stay."""
+        return self._locks.setdefault((reception.name.instance_id, reception.tags[0]), anyio.Lock())
+
+    def _earlier(self, reception: Reception) -> list[ArtifactName]:
+        held = self._store.index.generations(reception.name.instance_id, reception.tags)
+        return [name for name in held if name.artifact_id != reception.name.artifact_id]
+
+    async def _repeated(self, reception: Reception) -> Answer | None:
+        """Find an earlier generation with the same bytes, and what its source was told."""
+        digests = reception.writer.digests
+        for name in self._earlier(reception):
+            if name.size_bytes != digests.size_bytes:
+                continue
+            try:
+                answer = await self._history.answer(reception.tenant, name)
+            except SegmentForgedError:
+                continue
+            if answer is not None and answer.sha256 == digests.sha256:
+                return answer
+        return None
+
+    async def _absorb_unfinished(self, reception: Reception) -> int:
+        """Drop unfinished bodies that this one begins with; give the generation that is then free for it."""
+        generation = reception.name.generation
+        for name in self._earlier(reception):
+            if name.standing is not State.OPEN:
+                continue
+            old = self._receptions.get(name.artifact_id) or await self.reopen(reception.tenant, name)
+            if old is None or old.attached or not await self._history.contains(reception, old):
+                continue
+            await self.drop(old, "continued")
+            generation = min(generation, name.generation)
+            reception.told = True
+        return generation

@@ -1,0 +1,70 @@
+"""What earlier runs were told of an instance's contacts, read from the journal once, before it matters."""
+
+from collections import defaultdict
+from uuid import UUID
+
+import anyio
+import structlog
+
+from pipeline.events import parse
+from pipeline.ids import InstanceId, RecordingId, new_artifact_id
+from pipeline.intake.contacts import ContactTable
+from pipeline.intake.journal import Journal
+from pipeline.ports import Clock
+from pipeline.tenants import Tenant
+
+log = structlog.get_logger()
+
+
+class RecordingNames:
+    """Names recordings that are announced before their first byte; a replay gives each the name it had."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.next: RecordingId | None = None
+        """The name to give next; None = a new one."""
+
+    def __call__(self) -> RecordingId:
+        """Give a name."""
+        return self.next or RecordingId(new_artifact_id(self._clock.now()))
+
+
+class Replay:
+    """Fills the table of contacts from the journal, instance by instance."""
+
+    def __init__(self, journal: Journal, contacts: ContactTable, names: RecordingNames) -> None:
+        self._journal = journal
+        self._contacts = contacts
+        self._names = names
+        self._done: set[InstanceId] = set()
+        self._locks: defaultdict[InstanceId, anyio.Lock] = defaultdict(anyio.Lock)
+
+    async def done(self, tenant: Tenant) -> None:
+        """Wait until this instance's contacts are known.
+
+        Raises:
+            KeyUnavailableError, KeyBusyError: its journal can't be opened now.
+
+        """
+        instance_id = tenant.instance.instance_id
+        if instance_id in self._done:
+            return
+        async with self._locks[instance_id]:
+            if instance_id in self._done:
+                return
+            count = 0
+            async for entry in self._journal.replay(tenant):
+                recording = None if entry.recording_id is None else RecordingId(UUID(entry.recording_id))
+                self._merge(instance_id, bytes(entry.event), recording)
+                count += 1
+            self._done.add(instance_id)
+        if count:
+            log.info("journal.replayed", instance=str(instance_id), events=count)
+
+    def _merge(self, instance_id: InstanceId, raw: bytes, recording: RecordingId | None) -> None:
+        self._names.next = recording
+        try:
+            for event in parse(raw):
+                self._contacts.merge(instance_id, event)
+        finally:
+            self._names.next = None

@@ -1,0 +1,142 @@
+"""States of an artifact, the one table of moves between them, and the file names that carry them. Pure.
+
+A name holds all that scheduling, de-duplication and key keeping need, so that the scan at start opens no file:
+
+    <artifact>.<instance>.<kind>.<data key>.<source tag>.g<n>.<seq>.open
+    <artifact>.<instance>.<kind>.<data key>.<source tag>.g<n>.<bytes>.<seq>.sealed | .done
+    either, with .poison.<code> appended
+
+Ids are 32 hex digits. The source tag is a keyed hash, so names tell an outsider nothing. `bytes` is the length of the
+object to be delivered, `seq` counts the recording's status events.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from uuid import UUID
+
+from pipeline.errors import SegmentForgedError
+from pipeline.ids import ArtifactId, InstanceId, KeyId, Kind
+
+
+class State(StrEnum):
+    """Where an artifact is in its life. `DELIVERED` is a receipt: the media is gone."""
+
+    OPEN = "open"
+    SEALED = "sealed"
+    DELIVERED = "done"
+    POISON = "poison"
+
+
+class Event(StrEnum):
+    """What moves an artifact on."""
+
+    FINISHED = "finished"
+    IDLE = "idle"
+    SETTLED = "settled"
+    REJECTED = "rejected"
+
+
+NEXT: dict[tuple[State, Event], State] = {
+    (State.OPEN, Event.FINISHED): State.SEALED,
+    (State.OPEN, Event.IDLE): State.SEALED,  # as recovered
+    (State.OPEN, Event.REJECTED): State.POISON,  # damaged below what was acknowledged
+    (State.SEALED, Event.SETTLED): State.DELIVERED,
+    (State.SEALED, Event.REJECTED): State.POISON,
+}
+
+_HEX = "[0-9a-f]{32}"
+_NAME = re.compile(
+    rf"(?P<artifact>{_HEX})\.(?P<instance>{_HEX})\.(?P<kind>voice|screen|chat)\.(?P<key>{_HEX})"
+    r"\.(?P<tag>[0-9a-f]{16})\.g(?P<generation>[1-9][0-9]{0,8})"
+    r"(?:\.(?P<size>[0-9]{1,15}))?\.(?P<seq>[0-9]{1,9})\.(?P<state>open|sealed|done)"
+    r"(?:\.poison\.(?P<code>[a-z0-9-]{1,64}))?",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactName:
+    """What an artifact's file name says."""
+
+    artifact_id: ArtifactId
+    instance_id: InstanceId
+    kind: Kind
+    key_id: KeyId
+    tag: str
+    generation: int
+    sequence: int
+    state: State
+    size_bytes: int | None = None
+    """Length of the object to be delivered; known once sealed."""
+    poison: str | None = None
+    """Why it needs a person; its `state` is then where it was before."""
+
+    def __str__(self) -> str:
+        size = "" if self.size_bytes is None else f".{self.size_bytes}"
+        ending = "" if self.poison is None else f".poison.{self.poison}"
+        return (
+            f"{self.artifact_id.hex}.{self.instance_id.hex}.{self.kind}.{self.key_id.hex}.{self.tag}"
+            f".g{self.generation}{size}.{self.sequence}.{self.state}{ending}"
+        )
+
+    @property
+    def shard(self) -> str:
+        """Folder it lies in: the last two digits of the artifact id, the most random ones."""
+        return self.artifact_id.hex[-2:]
+
+    @property
+    def path(self) -> str:
+        """Path below the store's `artifacts` folder."""
+        return f"{self.shard}/{self}"
+
+    @property
+    def is_waiting(self) -> bool:
+        """Sealed, and to be delivered."""
+        return self.standing is State.SEALED
+
+    @property
+    def standing(self) -> State:
+        """The state that counts: `POISON` whatever it was before."""
+        return self.state if self.poison is None else State.POISON
+
+    def sealed(self, event: Event, *, generation: int, size_bytes: int) -> "ArtifactName":
+        """Name after FINISHED or IDLE (status COMPLETED)."""
+        return self._moved(event, generation=generation, size_bytes=size_bytes)
+
+    def delivered(self) -> "ArtifactName":
+        """Name of the receipt (status PUBLISHED)."""
+        return self._moved(Event.SETTLED)
+
+    def rejected(self, code: str) -> "ArtifactName":
+        """Name after REJECTED (status FAILED)."""
+        target = NEXT[self.standing, Event.REJECTED]
+        assert target is State.POISON
+        return replace(self, poison=code, sequence=self.sequence + 1)
+
+    def _moved(self, event: Event, **changes: int) -> "ArtifactName":
+        """Follow the table; every move is one status event more. A move it lacks is a `KeyError`: a bug."""
+        return replace(self, state=NEXT[self.standing, event], sequence=self.sequence + 1, **changes)  # type: ignore[arg-type]
+
+
+def parse_name(name: str) -> ArtifactName:
+    """Read a file name.
+
+    Raises:
+        SegmentForgedError: it is not one of ours.
+
+    """
+    match = _NAME.fullmatch(name)
+    if match is None or (match["size"] is None) != (match["state"] == State.OPEN):
+        raise SegmentForgedError("a file in the store does not bear an artifact's name")
+    return ArtifactName(
+        artifact_id=ArtifactId(UUID(hex=match["artifact"])),
+        instance_id=InstanceId(UUID(hex=match["instance"])),
+        kind=Kind(match["kind"]),
+        key_id=KeyId(UUID(hex=match["key"])),
+        tag=match["tag"],
+        generation=int(match["generation"]),
+        sequence=int(match["seq"]),
+        state=State(match["state"]),
+        size_bytes=None if match["size"] is None else int(match["size"]),
+        poison=match["code"],
+    )

@@ -1,0 +1,259 @@
+"""One artifact being received: plaintext in, sealed segments on disk, acknowledged by `sync` only.
+
+Any failed write or sync closes the writer for good, since the page cache may lie after it; what was acknowledged is
+safe, and `recovery` finds it. Small segments are sealed inline, since a hop to a thread costs more than the cipher;
+large ones in a thread, together with their hashes and their write.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import anyio
+import anyio.to_thread
+from awscrt import checksums
+
+from pipeline.crypt.artifact import FRAME_PREFIX, Sealer
+from pipeline.crypt.segments import SEGMENT_LIMIT, SegmentType, sealed_size
+from pipeline.errors import DeferError, WriterClosedError
+from pipeline.interim.commit import Commit, GroupCommit
+from pipeline.interim.logs import LogLine
+from pipeline.interim.states import ArtifactName
+from pipeline.ports import Buffer, FileSystem
+
+INLINE_LIMIT = 256 * 1024
+"""Plaintext up to here is sealed on the event loop: 0.1 ms."""
+_SYNC_EVERY = 8 * 1024 * 1024
+"""Unsynced bytes that make a writer sync by itself; recovery counts on never more than 16 MiB."""
+_OUT_SIZE = FRAME_PREFIX + sealed_size(SEGMENT_LIMIT)
+
+
+class Digests:
+    """SHA-256 and CRC64NVME of the bytes so far."""
+
+    __slots__ = ("_sha256", "crc64nvme", "size_bytes")
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+        self.crc64nvme = 0
+        self.size_bytes = 0
+
+    def update(self, data: Buffer) -> None:
+        """Take the next bytes."""
+        self._sha256.update(data)
+        self.crc64nvme = checksums.crc64nvme(data, self.crc64nvme)
+        self.size_bytes += len(data)
+
+    @property
+    def sha256(self) -> str:
+        """Hex digits."""
+        return self._sha256.hexdigest()
+
+
+@dataclass(slots=True)
+class Tally:
+    """Segments written so far, the head among the events."""
+
+    media_segments: int = 0
+    event_segments: int = 0
+    event_bytes: int = 0
+
+    def count(self, kind: SegmentType, size_bytes: int) -> None:
+        """Take note of one."""
+        if kind is SegmentType.MEDIA:
+            self.media_segments += 1
+        elif kind is SegmentType.EVENT:
+            self.event_segments += 1
+            self.event_bytes += size_bytes
+
+
+class OutBuffers:
+    """Reused buffers for sealed segments: fresh ones cost more page faults than the cipher costs time."""
+
+    def __init__(self) -> None:
+        self._free: list[bytearray] = []
+
+    def lease(self) -> bytearray:
+        """Take one; give it back with `release`."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return bytearray(_OUT_SIZE)
+
+    def release(self, buffer: bytearray) -> None:
+        """Let it be used again."""
+        if len(self._free) < 4:
+            self._free.append(buffer)
+
+
+class ArtifactWriter:
+    """Appends to one open artifact.
+
+    `size_bytes` is what was taken, `durable_bytes` what may be acknowledged (both plaintext media). `lines` are log
+    lines that go to disk with the next sync.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: ArtifactName,
+        path: str,
+        handle: int,
+        end: int,
+        synced: int,
+        sealer: Sealer,
+        digests: Digests,
+        tally: Tally,
+        files: FileSystem,
+        commits: GroupCommit,
+        buffers: OutBuffers,
+    ) -> None:
+        self.name = name
+        self.path = path
+        self.handle = handle
+        self.digests = digests
+        self.tally = tally
+        self.durable_bytes = digests.size_bytes
+        self.lines: list[LogLine] = []
+        self._end = end
+        self._synced = synced
+        self._sealer = sealer
+        self._files = files
+        self._commits = commits
+        self._buffers = buffers
+        self._waiting: list[memoryview] = []
+        self._waiting_bytes = 0
+        self._broken = False
+        self._lock = anyio.Lock()
+
+    @property
+    def size_bytes(self) -> int:
+        """Media taken so far."""
+        return self.digests.size_bytes + self._waiting_bytes
+
+    @property
+    def end(self) -> int:
+        """Length of the file: up to here everything is whole segments."""
+        return self._end
+
+    @property
+    def is_dirty(self) -> bool:
+        """Something was taken that is not durable yet."""
+        return self._waiting_bytes > 0 or self._end > self._synced
+
+    @property
+    def is_broken(self) -> bool:
+        """A write or sync failed: nothing more can be written through this object."""
+        return self._broken
+
+    async def append(self, chunk: bytes) -> None:
+        """Take media. Durable only after `sync`; seals and writes whole segments as they fill."""
+        self._check()
+        self._waiting.append(memoryview(chunk))
+        self._waiting_bytes += len(chunk)
+        if self._waiting_bytes < SEGMENT_LIMIT:
+            return
+        async with self._lock:
+            while self._waiting_bytes >= SEGMENT_LIMIT:
+                await self._write_media(SEGMENT_LIMIT)
+            if self._end - self._synced >= _SYNC_EVERY:
+                await self._sync()
+
+    async def append_records(self, kind: SegmentType, records: Sequence[bytes]) -> None:
+        """Write each of `records` as a segment of its own, behind the media taken so far."""
+        async with self._lock:
+            self._check()
+            await self._flush()
+            sealed = []
+            for record in records:
+                segment = self._sealer.seal(kind, record, self._synced)
+                self._end += len(segment)
+                self.tally.count(kind, len(record))
+                sealed.append(segment)
+            self._write(sealed)
+
+    async def sync(self) -> None:
+        """Make all that was taken durable. Only now may its source be told so."""
+        async with self._lock:
+            self._check()
+            await self._flush()
+            await self._sync()
+
+    async def flush(self) -> None:
+        """Write all that was taken, without making it durable."""
+        async with self._lock:
+            self._check()
+            await self._flush()
+
+    def close(self) -> None:
+        """Let the file go. What was not synced may be lost, and was never acknowledged."""
+        if not self._broken:
+            self._broken = True
+            self._files.close(self.handle)
+
+    def take_lines(self) -> tuple[LogLine, ...]:
+        """Hand over the log lines that wait for the next commit."""
+        lines, self.lines = tuple(self.lines), []
+        return lines
+
+    # --- under the lock
+
+    def _check(self) -> None:
+        if self._broken:
+            raise WriterClosedError("this upload was broken off here; ask for its offset and go on from there")
+
+    async def _flush(self) -> None:
+        while self._waiting_bytes:
+            await self._write_media(min(self._waiting_bytes, SEGMENT_LIMIT))
+
+    async def _sync(self) -> None:
+        end, taken = self._end, self.digests.size_bytes
+        directories = () if self._synced else (self.path.rpartition("/")[0],)
+        try:
+            await self._commits.commit(Commit(handles=(self.handle,), directories=directories, lines=self.take_lines()))
+        except DeferError:
+            self.close()
+            raise
+        self._synced, self.durable_bytes = end, taken
+
+    async def _write_media(self, size_bytes: int) -> None:
+        parts = self._take(size_bytes)
+        if size_bytes <= INLINE_LIMIT:
+            self._seal_media(parts)
+        else:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self._seal_media, parts)
+
+    def _seal_media(self, parts: list[memoryview]) -> None:
+        for part in parts:
+            self.digests.update(part)
+        out = self._buffers.lease()
+        try:
+            size = self._sealer.seal_into(SegmentType.MEDIA, parts, self._synced, memoryview(out))
+            self._end += size
+            self.tally.count(SegmentType.MEDIA, 0)
+            self._write([memoryview(out)[:size]])
+        finally:
+            self._buffers.release(out)
+
+    def _write(self, sealed: Sequence[Buffer]) -> None:
+        try:
+            self._files.append(self.handle, sealed)
+        except DeferError:
+            self.close()
+            raise
+
+    def _take(self, size_bytes: int) -> list[memoryview]:
+        """Take exactly that many waiting bytes, in order."""
+        parts, wanted = [], size_bytes
+        while wanted:
+            part = self._waiting[0]
+            if len(part) <= wanted:
+                self._waiting.pop(0)
+            else:
+                self._waiting[0] = part[wanted:]
+                part = part[:wanted]
+            parts.append(part)
+            wanted -= len(part)
+        self._waiting_bytes -= size_bytes
+        return parts

@@ -1,0 +1,254 @@
+"""The key server's HTTP side: loopback by default, raw bodies only, one thread.
+
+`GET /healthz` answers 200 once calls are served. Everything else is `POST /`. Calls are answered on the event loop
+itself: they take a fraction of a millisecond, less than a hop to a thread and back.
+"""
+
+import contextlib
+import ctypes
+import resource
+import signal
+import socket
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import anyio
+import anyio.to_thread
+import uvicorn
+import uvloop
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from pipeline.errors import HaltError
+from pipeline.kms import config as configuration
+from pipeline.kms import rootkey
+from pipeline.kms.authority import INTERNAL, Answer, Authority, open_authority, refused
+from pipeline.kms.config import KmsConfig
+from pipeline.kms.refusal import KmsRefusalError
+from pipeline.kms.signature import HttpCall
+from pipeline.kms.trail import sync_descriptor
+
+BODY_BYTES = 1024 * 1024
+_BODY_S = 30
+_CONNECTIONS = 512
+_DRAIN_S = 5
+_UPKEEP_S = 1
+_TOO_LARGE = KmsRefusalError("RequestEntityTooLargeException", "A request body has at most 1 MiB.", status=413)
+_TOO_SLOW = KmsRefusalError("RequestTimeoutException", "The request body did not arrive in time.", status=408)
+_PR_SET_DUMPABLE = 4
+WHAT = (
+    "recording-pipeline key server: the AWS KMS API for machines without AWS and for tests; it is no AWS KMS and no HSM"
+)
+
+
+async def serve(config: KmsConfig, *, stop: anyio.Event, started: Callable[[str], None] | None = None) -> None:
+    """Serve the data directory of `config` until `stop`; then answer what is in hand.
+
+    Args:
+        started: called with the URL when calls are served.
+
+    Raises: HaltError if the root key, the data directory or the address can't be used, or the trail not be synced.
+    """
+    # Opened here and not in a thread: nothing is served yet that could be kept waiting.
+    with open_authority(config) as authority:
+        await serve_authority(authority, config.host, config.port, stop=stop, started=started)
+
+
+async def serve_authority(
+    authority: Authority, host: str, port: int, *, stop: anyio.Event, started: Callable[[str], None] | None = None
+) -> None:
+    """Serve an open authority at an address until `stop`."""
+    with _listening(host, port) as listener:
+        url = f"http://{_bracketed(host)}:{listener.getsockname()[1]}"
+        server = _Server(
+            uvicorn.Config(
+                _application(authority),
+                loop="none",
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                limit_concurrency=_CONNECTIONS,
+                timeout_graceful_shutdown=_DRAIN_S,
+            ),
+            lambda: started(url) if started is not None else None,
+        )
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(_upkeep, authority, server, name="kms-upkeep")
+            tg.start_soon(_until, stop, server, name="kms-stop")
+            await server.serve(sockets=[listener])
+            tg.cancel_scope.cancel()
+    if server.failure is not None:
+        raise HaltError("The key server's trail can't be synced; nothing more is served.") from server.failure
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, leaving signals to the program and telling when it serves."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._tell = started
+        self.failure: OSError | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._tell()
+
+
+async def _until(stop: anyio.Event, server: uvicorn.Server) -> None:
+    await stop.wait()
+    server.should_exit = True
+
+
+async def _upkeep(authority: Authority, server: _Server) -> None:
+    """Every second, sync the trail and destroy the keys that are due. A trail that can't be synced ends the server."""
+    while True:
+        await anyio.sleep(_UPKEEP_S)
+        # What the disk refuses now is tried again; a key that is due is not used meanwhile either.
+        with contextlib.suppress(sqlite3.Error):
+            authority.vault.destroy_due()
+        descriptor = authority.trail.unsynced()
+        if descriptor is None:
+            continue
+        try:
+            await anyio.to_thread.run_sync(sync_descriptor, descriptor)
+        except OSError as error:
+            server.failure = error
+            server.should_exit = True
+            return
+
+
+def _application(authority: Authority) -> Starlette:
+    async def call(request: Request) -> Response:
+        try:
+            with anyio.fail_after(_BODY_S):
+                body = await _body(request)
+        except TimeoutError:
+            return _response(authority.answer(_http_call(request, b""), broken=_TOO_SLOW))
+        if body is None:
+            return _response(authority.answer(_http_call(request, b""), broken=_TOO_LARGE))
+        return _response(authority.answer(_http_call(request, body)))
+
+    async def health(_: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def failed(_: Request, __: Exception) -> Response:
+        return _response(refused(INTERNAL, str(uuid4())))
+
+    async def gone(_: Request, __: Exception) -> Response:
+        # Nobody is there to read it; starlette wants an answer all the same.
+        return Response(status_code=400)
+
+    return Starlette(
+        routes=[Route("/", call, methods=["POST"]), Route("/healthz", health, methods=["GET"])],
+        exception_handlers={ClientDisconnect: gone, Exception: failed},
+    )
+
+
+async def _body(request: Request) -> bytes | None:
+    """Read the body; None if it is too large."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > BODY_BYTES:
+            return None
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _http_call(request: Request, body: bytes) -> HttpCall:
+    scope = request.scope
+    return HttpCall(
+        method=scope["method"],
+        path=scope["raw_path"].decode("latin-1"),
+        query=scope["query_string"].decode("latin-1"),
+        headers=tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]),
+        body=body,
+        source=scope["client"][0] if scope["client"] else "",
+    )
+
+
+def _response(answer: Answer) -> Response:
+    headers = {"x-amzn-RequestId": answer.request_id, "Cache-Control": "no-store"}
+    return Response(answer.body, answer.status, headers, "application/x-amz-json-1.1")
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise HaltError(f"The key server can't listen on port {port}: {error.strerror}.") from error
+    with listener:
+        # Accepted sockets inherit it. asyncio sets it only on sockets made with an explicit protocol number, and
+        # without it every answer, sent as head and body, waits 40 ms for the client's delayed acknowledgement.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield listener
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+# --- the command
+
+
+def run(config_path: Path) -> int:
+    """Run the server until SIGTERM or SIGINT; says on standard error what it is and where it listens."""
+    try:
+        config = configuration.load(config_path)
+        _harden()
+        uvloop.run(_serve_until_signal(config))
+    except HaltError as error:
+        _say(str(error))
+        return 1
+    return 0
+
+
+async def _serve_until_signal(config: KmsConfig) -> None:
+    stop = anyio.Event()
+
+    def started(url: str) -> None:
+        _say(f"{WHAT}.")
+        for concern in rootkey.concerns(config):
+            _say(f"warning: {concern}")
+        _say(f"listening on {url} ({config.region}), keys in {config.data_dir}")
+
+    async def watch() -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                stop.set()
+
+    failure: HaltError | None = None
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(watch, name="kms-signals")
+        try:
+            await serve(config, stop=stop, started=started)
+        except HaltError as error:
+            failure = error
+        tg.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+def _harden() -> None:
+    """Keep keys out of core dumps, and other processes of this user out of this one's memory."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the command's own output

@@ -1,0 +1,127 @@
+"""Make an instance on the embedded servers: two keys, a bucket, its configuration file, a token.
+
+The service's key and the bucket's key are different ones: who may use the one may not use the other. Does nothing for
+AWS, where keys and buckets belong to others and are named in the instance's file.
+"""
+
+import contextlib
+import json
+import re
+from pathlib import Path, PurePath
+from typing import Any
+from uuid import uuid4
+
+import anyio.to_thread
+
+from pipeline.adapters import resources
+from pipeline.adapters.aws import open_client
+from pipeline.config import load_instances, new_token, save_instance, token_hash, write_private
+from pipeline.embedded import ACCOUNT, BUCKET_SERVER, OPERATOR, REGION, SERVICE, Embedded
+from pipeline.errors import RefuseError
+from pipeline.ids import InstanceId, Kind
+from pipeline.instances import ALIAS, Instance, Storage
+
+DEMO = "demo"
+PREFIXES = {Kind.VOICE: "CallRecordings", Kind.SCREEN: "ScreenRecordings", Kind.CHAT: "ChatTranscripts"}
+
+
+async def provision_instance(
+    embedded: Embedded, config_dir: PurePath, alias: str, *, token: str | None = None
+) -> tuple[Instance, str]:
+    """Make an instance with storage for every kind; give back its token too, a new one unless given.
+
+    The servers must be running. Raises `RefuseError` for an alias that is taken or not of its form, `DeferError` if a
+    server does not do its part: nothing is saved then.
+    """
+    if not re.match(ALIAS, alias):
+        raise RefuseError("Not 1 to 45 letters, digits and, between them, hyphens", field="alias")
+    if await anyio.to_thread.run_sync(_known, config_dir, alias) is not None:
+        raise RefuseError("An instance of that name exists already", field="alias")
+    token = token or new_token()[0]
+    instance_id = InstanceId(uuid4())
+    bucket = f"{alias.lower()}-{instance_id.hex[:12]}"
+    async with open_client("kms", embedded.kms(embedded.secrets.kms_operator)) as kms:
+        data_key = await resources.make_key(
+            kms, description=f"Data keys of instance {instance_id}", policy=data_key_policy(instance_id)
+        )
+        bucket_key = await resources.make_key(
+            kms, description=f"Bucket of instance {instance_id}", policy=bucket_key_policy()
+        )
+    instance = Instance(
+        instance_id=instance_id,
+        alias=alias,
+        account_id=ACCOUNT,
+        region=REGION,
+        kms_key_arn=data_key,
+        token_sha256=(token_hash(token),),
+        storage={kind: _storage(kind, alias, bucket, bucket_key) for kind in PREFIXES},
+    )
+    async with open_client("s3", embedded.s3(embedded.secrets.s3_operator)) as s3:
+        await resources.make_bucket(s3, bucket)
+    await anyio.to_thread.run_sync(save_instance, config_dir, instance)
+    return instance, token
+
+
+async def provision_demo(embedded: Embedded, config_dir: PurePath) -> tuple[Instance, str | None]:
+    """Make the instance `demo` unless it exists. Its token, kept in a file too, is given back on that occasion only."""
+    known = await anyio.to_thread.run_sync(_known, config_dir, DEMO)
+    if known is not None:
+        return known, None
+    token = await anyio.to_thread.run_sync(_kept_token, demo_token_file(embedded))
+    return await provision_instance(embedded, config_dir, DEMO, token=token)
+
+
+def demo_token_file(embedded: Embedded) -> Path:
+    """Name the file (0600) that keeps the demo instance's token."""
+    return embedded.directory / "demo-token"
+
+
+def data_key_policy(instance_id: InstanceId) -> str:
+    """Write the policy of a key for data keys: the service may use it for this instance only."""
+    context = {"StringEquals": {"kms:EncryptionContext:pipeline:instanceId": str(instance_id)}}
+    return _policy(
+        _allow("Administration", OPERATOR, "kms:*"),
+        _allow("Asking", SERVICE, "kms:DescribeKey"),
+        _allow("Use", SERVICE, "kms:GenerateDataKey", "kms:Decrypt", "kms:ReEncrypt*") | {"Condition": context},
+    )
+
+
+def bucket_key_policy() -> str:
+    """Write the policy of a bucket's key: only the bucket server may use it; the service may ask for its state."""
+    return _policy(
+        _allow("Administration", OPERATOR, "kms:*"),
+        _allow("Asking", SERVICE, "kms:DescribeKey"),
+        _allow("Use", BUCKET_SERVER, "kms:GenerateDataKey", "kms:Decrypt", "kms:DescribeKey"),
+    )
+
+
+def _policy(*statements: dict[str, Any]) -> str:
+    return json.dumps({"Version": "2012-10-17", "Statement": statements})
+
+
+def _allow(sid: str, principal: str, *actions: str) -> dict[str, Any]:
+    return {"Sid": sid, "Effect": "Allow", "Principal": {"AWS": principal}, "Action": actions, "Resource": "*"}
+
+
+def _storage(kind: Kind, alias: str, bucket: str, key_arn: str) -> Storage:
+    return Storage(
+        association_id=str(kind),
+        bucket=bucket,
+        prefix=f"connect/{alias}/{PREFIXES[kind]}",
+        kms_key_arn=key_arn,
+        bucket_owner=ACCOUNT,
+    )
+
+
+def _known(config_dir: PurePath, alias: str) -> Instance | None:
+    instances = load_instances(config_dir).instances.values()
+    return next((instance for instance in instances if instance.alias == alias), None)
+
+
+def _kept_token(path: Path) -> str:
+    """Read the token that an interrupted attempt chose, or choose one: it is on disk before anything names it."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_text(encoding="ascii").strip()
+    token, _ = new_token()
+    write_private(path, f"{token}\n".encode())
+    return token

@@ -1,0 +1,68 @@
+"""Old receipts leave the store: folded, day by day, into one log per instance that is not read at start.
+
+Journal files that nobody needs any more leave at the same time.
+"""
+
+from datetime import UTC, datetime
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from pipeline.delivery.proof import read_receipt
+from pipeline.errors import PipelineError
+from pipeline.intake.journal import Journal
+from pipeline.interim.states import ArtifactName, State
+from pipeline.interim.store import InterimStore
+from pipeline.ports import Clock
+from pipeline.settings import StoreSettings
+from pipeline.tenants import Tenants
+
+log = structlog.get_logger()
+
+_EVERY_S = 600.0
+
+
+class ReceiptFolder:
+    """Folds what is older than the receipt window."""
+
+    def __init__(
+        self, store: InterimStore, journal: Journal, tenants: Tenants, clock: Clock, settings: StoreSettings
+    ) -> None:
+        self._store = store
+        self._journal = journal
+        self._tenants = tenants
+        self._clock = clock
+        self._settings = settings
+
+    async def run(self) -> None:
+        """Look every ten minutes until cancelled."""
+        while True:
+            try:
+                await self.once()
+            except PipelineError as error:
+                log.warning("receipts.deferred", reason=error.reason)
+            await anyio.sleep(_EVERY_S)
+
+    async def once(self) -> int:
+        """Fold what is due; give the number of receipts."""
+        now = self._clock.now()
+        oldest = now - self._settings.receipt_window
+        folded = 0
+        for name in [name for name in self._store.index if name.standing is State.DELIVERED]:
+            if _begun(name) > oldest:  # younger still is its receipt
+                continue
+            raw = await anyio.to_thread.run_sync(self._store.receipt, name)
+            if read_receipt(raw).delivered_at <= oldest:
+                await self._store.fold(name, raw, f"{self._store.root}/receipts/{name.instance_id}/{now.date()}.jsonl")
+                folded += 1
+        for tenant in self._tenants:
+            await anyio.to_thread.run_sync(
+                self._journal.sweep, tenant.instance.instance_id, self._settings.journal_days
+            )
+        return folded
+
+
+def _begun(name: ArtifactName) -> datetime:
+    """Tell when an artifact was begun: its UUIDv7 says so."""
+    return datetime.fromtimestamp((name.artifact_id.int >> 80) / 1000, UTC)

@@ -1,0 +1,139 @@
+"""The service: one task tree; start, drain, stop.
+
+Start is recovery, never cleaning: the names are scanned, what waits is delivered, intake opens. Stop refuses new work,
+lets what is in hand end within its deadline, and leaves the rest as it is on disk, where the next start finds it.
+"""
+
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import structlog
+
+from pipeline.delivery.dispatcher import Dispatcher
+from pipeline.delivery.holds import Holds
+from pipeline.delivery.publisher import Publisher
+from pipeline.intake.http import HttpIntake
+from pipeline.intake.journal import Journal
+from pipeline.intake.queue import QueueIntake
+from pipeline.intake.recorder import Recorder
+from pipeline.intake.sweep import Sweep
+from pipeline.interim.commit import GroupCommit
+from pipeline.interim.states import State
+from pipeline.interim.store import InterimStore
+from pipeline.receipts import ReceiptFolder
+from pipeline.tenants import Tenants
+
+log = structlog.get_logger()
+
+_POLL_S = 0.05
+
+Listen = Callable[[HttpIntake, anyio.Event, Callable[[], None]], Coroutine[Any, Any, None]]
+"""Serve HTTP until the event; tell when requests are taken."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """Everything that runs, chosen and connected by the composition root."""
+
+    store: InterimStore
+    commits: GroupCommit
+    tenants: Tenants
+    holds: Holds
+    journal: Journal
+    recorder: Recorder
+    sweep: Sweep
+    intake: HttpIntake
+    queues: tuple[QueueIntake, ...]
+    dispatcher: Dispatcher
+    publishers: tuple[Publisher, ...]
+    folder: ReceiptFolder
+    listen: Listen
+
+
+class Service:
+    """Runs the parts."""
+
+    def __init__(self, parts: Parts, *, drain: timedelta) -> None:
+        self._parts = parts
+        self._drain = drain
+        self.ready = False
+        """Intake may acknowledge: the store was scanned."""
+
+    async def run(self, stop: anyio.Event, started: Callable[[], None]) -> None:
+        """Serve until `stop`; give back when everything acknowledged is durable and nothing runs any more."""
+        parts = self._parts
+        async with anyio.create_task_group() as writers:
+            writers.start_soon(parts.commits.run, name="group commit")
+            try:
+                await self._serve(stop, started)
+            finally:
+                parts.journal.close()
+                parts.commits.stop()
+
+    def configured(self) -> None:
+        """Look again at what is held: the configuration was read again."""
+        self._parts.dispatcher.retry_now()
+
+    async def _serve(self, stop: anyio.Event, started: Callable[[], None]) -> None:
+        parts = self._parts
+        await self._recover()
+        closed = anyio.Event()
+        async with anyio.create_task_group() as stages:
+            for name, stage in self._stages().items():
+                stages.start_soon(stage, name=name)
+            async with anyio.create_task_group() as listeners:
+                listeners.start_soon(parts.listen, parts.intake, closed, started, name="http")
+                self.ready = True
+                await stop.wait()
+                parts.intake.stopping = True
+                log.info("service.draining", open=len(parts.recorder.receptions()))
+                await self._drain_intake()
+                closed.set()
+            stages.cancel_scope.cancel()
+        for reception in parts.recorder.receptions():
+            await parts.recorder.let_go(reception)
+        log.info("service.stopped", sealed=parts.store.index.count(State.SEALED))
+
+    async def _recover(self) -> None:
+        parts = self._parts
+        scanned = await anyio.to_thread.run_sync(parts.store.scan)
+        parts.holds.load()
+        waiting = [name for name in parts.store.index if name.is_waiting]
+        for name in parts.store.index:
+            tenant_of = parts.tenants.get(name.instance_id)
+            if tenant_of is not None:
+                tenant_of.ring.used(name.key_id, 1, name.size_bytes or 0)
+        for name in waiting:
+            parts.dispatcher.add(name)
+        log.info(
+            "service.recovered",
+            open=parts.store.index.count(State.OPEN),
+            sealed=len(waiting),
+            moved_aside=scanned.moved_aside,
+            finished=scanned.finished,
+        )
+
+    def _stages(self) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
+        parts = self._parts
+        stages: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+            "delivery": parts.dispatcher.run,
+            "sweep": parts.sweep.run,
+            "receipts": parts.folder.run,
+        }
+        stages |= {f"events out {number}": publisher.run for number, publisher in enumerate(parts.publishers)}
+        stages |= {f"queue {number}": queue.run for number, queue in enumerate(parts.queues)}
+        return stages
+
+    async def _drain_intake(self) -> None:
+        """Let bodies that are under way end; at the deadline break them off, durable as far as they came."""
+        recorder = self._parts.recorder
+        with anyio.move_on_after(self._drain.total_seconds()):
+            while any(reception.attached for reception in recorder.receptions()):
+                await anyio.sleep(_POLL_S)
+        for reception in recorder.receptions():
+            reception.scope.cancel()
+        while any(reception.attached for reception in recorder.receptions()):
+            await anyio.sleep(_POLL_S)

@@ -1,0 +1,57 @@
+"""The instances this node serves, each with its own key ring; replaced as a whole when their files are read again."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from pipeline.crypt.keyring import KeyRing
+from pipeline.ids import InstanceId
+from pipeline.instances import Instance
+
+
+class Tenant:
+    """One instance and its data keys."""
+
+    def __init__(self, instance: Instance, ring: KeyRing) -> None:
+        self.instance = instance
+        self.ring = ring
+
+
+class Tenants:
+    """Every instance, by id."""
+
+    def __init__(self, make_ring: Callable[[Instance], KeyRing]) -> None:
+        self._make_ring = make_ring
+        self._tenants: dict[InstanceId, Tenant] = {}
+
+    def __getitem__(self, instance: InstanceId) -> Tenant:
+        return self._tenants[instance]
+
+    def get(self, instance: InstanceId) -> Tenant | None:
+        """One instance; None if it is not configured (any more)."""
+        return self._tenants.get(instance)
+
+    def __iter__(self) -> Iterator[Tenant]:
+        return iter(list(self._tenants.values()))
+
+    def instances(self) -> list[Instance]:
+        """Every instance's configuration."""
+        return [tenant.instance for tenant in self._tenants.values()]
+
+    def replace(self, instances: Mapping[InstanceId, Instance]) -> None:
+        """Serve these from now on. A ring is kept while its KMS keys are the same."""
+        kept: dict[InstanceId, Tenant] = {}
+        for instance_id, instance in instances.items():
+            known = self._tenants.get(instance_id)
+            if known is not None and _keys(known.instance) == _keys(instance):
+                kept[instance_id] = Tenant(instance, known.ring)
+            else:
+                if known is not None:
+                    known.ring.drop()
+                kept[instance_id] = Tenant(instance, self._make_ring(instance))
+        for instance_id, tenant in self._tenants.items():
+            if instance_id not in kept:
+                tenant.ring.drop()
+        self._tenants = kept
+
+
+def _keys(instance: Instance) -> tuple[str, str | None, str]:
+    return instance.kms_key_arn, instance.previous_kms_key_arn, instance.account_id
