@@ -6,7 +6,7 @@ Settings in, a running service out. Nothing else constructs an adapter for the s
 import random
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -17,7 +17,7 @@ import anyio
 import msgspec
 import structlog
 
-from pipeline import config, listening
+from pipeline import config, embedded, listening
 from pipeline.adapters.aws import Service as Api
 from pipeline.adapters.aws import open_client
 from pipeline.adapters.clock import SystemClock
@@ -51,6 +51,8 @@ from pipeline.intake.sweep import Sweep
 from pipeline.interim.commit import Commit, GroupCommit
 from pipeline.interim.store import InterimStore
 from pipeline.ports import EventQueue, EventSink, KmsCall
+from pipeline.process import harden
+from pipeline.provision import demo_token_file, provision_demo
 from pipeline.receipts import ReceiptFolder
 from pipeline.service import Parts, Service
 from pipeline.settings import QueueSource, Settings
@@ -95,7 +97,7 @@ class Node:
         self.clock = SystemClock()
         self.files = Disk()
         self.root = str(settings.state_dir)
-        self.commits = GroupCommit(self.files)
+        self.commits = GroupCommit(self.files, volume=self.root)
         self.trail = Trail(self.root, actor=SERVICE, writer="service", clock=self.clock)
         self.tenants = Tenants(self._ring)
         self._key_clients: dict[InstanceId, Any] = {}
@@ -208,8 +210,8 @@ def connect(
         is_ready=lambda: service.ready,
     )
 
-    async def listen(app: HttpIntake, stop: anyio.Event, started: Callable[[], None]) -> None:
-        await listening.serve(app, listener, stop, started)
+    async def listen(app: HttpIntake, stop: anyio.Event) -> None:
+        await listening.serve(app, listener, stop)
 
     parts = Parts(
         store=store,
@@ -267,17 +269,60 @@ async def assembled(settings: Settings) -> AsyncIterator[tuple[Service, Node, st
             sinks["bus"] = EventBridgeSink(await clients.get("events"), settings.events_out.bus_name)
         queues = [(SqsQueue(await clients.get("sqs"), source.queue_url), source) for source in settings.queues]
         service = connect(node, store, listener, sinks, queues)
-        host, port = listener.getsockname()[:2]
-        yield service, node, f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        yield service, node, listening.url_of(listener)
 
 
 async def run(settings: Settings, stop: anyio.Event, started: Callable[[str], None]) -> None:
-    """Serve until `stop`."""
-    async with assembled(settings) as (service, node, url):
+    """Serve until `stop`; tell the URL when everything is up.
+
+    Raises:
+        HaltError: it can't be served safely.
+
+    """
+    if not settings.embedded:
+        await _serve(settings, stop, started, _nothing)
+        return
+    with embedded.opened(settings) as known:
+        for concern in embedded.concerns(known):
+            log.warning("embedded.concern", detail=concern)
+        servers = embedded.Servers(known)
+        ended = anyio.Event()
         async with anyio.create_task_group() as group:
-            group.start_soon(_reload_on_hangup, service, node, name="reload")
-            await service.run(stop, lambda: started(url))
-            group.cancel_scope.cancel()
+            group.start_soon(servers.run, ended, name="embedded servers")
+            try:
+                await _serve(known.settings(settings), stop, started, partial(_provision, known, servers, settings))
+            finally:
+                ended.set()
+
+
+async def _serve(
+    settings: Settings, stop: anyio.Event, started: Callable[[str], None], prepare: Callable[[], Awaitable[None]]
+) -> None:
+    async with assembled(settings) as (service, node, url), anyio.create_task_group() as group:
+
+        async def prepared() -> None:
+            await prepare()
+            await node.configure()
+
+        group.start_soon(_reload_on_hangup, service, node, name="reload")
+        await service.run(stop, prepared, lambda: started(url))
+        group.cancel_scope.cancel()
+
+
+async def _nothing() -> None:
+    """Prepare nothing: the servers are others'."""
+
+
+async def _provision(known: embedded.Embedded, servers: embedded.Servers, settings: Settings) -> None:
+    """Wait for the embedded servers; on the first start make the demo instance."""
+    await servers.ready.wait()
+    instance, token = await provision_demo(known, settings.config_dir)
+    if token is not None:
+        log.info(
+            "embedded.demo_instance",
+            instance=str(instance.instance_id),
+            token_file=str(demo_token_file(known)),
+        )
 
 
 async def _reload_on_hangup(service: Service, node: Node) -> None:
@@ -304,5 +349,6 @@ async def _main(settings: Settings) -> None:
 
 def serve(settings: Settings) -> int:
     """Run the service until it is told to stop; give the exit code. What `pipeline serve` does."""
+    harden()
     anyio.run(_main, settings, backend_options={"use_uvloop": True})
     return 0

@@ -104,9 +104,9 @@ class Embedded:
 
 def concerns(embedded: Embedded) -> tuple[str, ...]:
     """Say what an operator should know before recordings that matter are kept this way."""
+    root_key = embedded.directory / "kms" / "root.key"
     return (
-        f"The root key ({embedded.directory / 'kms' / 'root.key'}) lies on the same volume as the recordings and the "
-        + "keys it seals: whoever takes that disk, or a backup of it, can open everything.",
+        f"{root_key} lies on the same volume as all that is sealed under it: who takes that disk can open everything.",
         "SeaweedFS trusts every user of this machine on its own ports: objects can't be read there, but removed.",
     )
 

@@ -10,8 +10,13 @@ from starlette.types import ASGIApp
 
 from pipeline.errors import HaltError
 
+_BACKLOG = 2048
+_KEEP_ALIVE_S = 75
+_DRAIN_S = 5
+"""How long requests in hand may take to be answered once the server is told to end."""
 
-class Server(uvicorn.Server):
+
+class _Server(uvicorn.Server):
     """uvicorn, leaving signals to the program and telling when it serves."""
 
     def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
@@ -36,21 +41,41 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
 
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError as error:
-            raise HaltError(f"can't listen at {host} port {port}; is another service there?") from error
-        listener.listen(2048)
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise HaltError(f"can't listen at {host}, port {port}: {error.strerror}. Is another server there?") from error
+    with listener:
+        # Accepted sockets inherit it. asyncio sets it only on sockets made with an explicit protocol number, and
+        # without it every answer, sent as head and body, waits 40 ms for the client's delayed acknowledgement.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield listener
-    finally:
-        listener.close()
 
 
-async def serve(app: ASGIApp, listener: socket.socket, stop: anyio.Event, started: Callable[[], None]) -> None:
-    """Serve until `stop`; then answer what is in hand and return."""
+def url_of(listener: socket.socket) -> str:
+    """Tell the URL of a listener."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+async def serve(
+    app: ASGIApp,
+    listener: socket.socket,
+    stop: anyio.Event,
+    *,
+    started: Callable[[], None] = lambda: None,
+    connections: int | None = None,
+) -> None:
+    """Serve until `stop`; then answer what is in hand and return.
+
+    Args:
+        app: the application.
+        listener: where it is reached.
+        stop: set to end.
+        started: called when requests are taken.
+        connections: how many there may be at a time; others are answered 503.
+
+    """
     config = uvicorn.Config(
         app,
         loop="none",
@@ -61,10 +86,11 @@ async def serve(app: ASGIApp, listener: socket.socket, stop: anyio.Event, starte
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=5,
+        limit_concurrency=connections,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_DRAIN_S,
     )
-    server = Server(config, started)
+    server = _Server(config, started)
     async with anyio.create_task_group() as group:
         group.start_soon(_until, stop, server, name="http stop")
         await server.serve(sockets=[listener])

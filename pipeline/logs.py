@@ -16,6 +16,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from pipeline.errors import PipelineError
 from pipeline.settings import LogSettings
+from pipeline.terminal import escaped
 
 PINNED = ("aiobotocore", "aiohttp", "boto3", "botocore", "urllib3")
 """At DEBUG these print whole answers of services, plaintext data keys among them."""
@@ -55,13 +56,6 @@ def configure(settings: LogSettings, stream: TextIO) -> None:
     root.handlers[:] = [handler]
     root.setLevel(settings.level)
     _route_libraries(root.level)
-
-
-def escaped(text: str) -> str:
-    """Write what a terminal would act on, or a line could end with, as `\\x1b` and the like."""
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def _route_libraries(level: int) -> None:

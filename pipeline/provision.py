@@ -26,19 +26,23 @@ PREFIXES = {Kind.VOICE: "CallRecordings", Kind.SCREEN: "ScreenRecordings", Kind.
 
 
 async def provision_instance(
-    embedded: Embedded, config_dir: PurePath, alias: str, *, token: str | None = None
+    embedded: Embedded,
+    config_dir: PurePath,
+    alias: str,
+    *,
+    instance_id: InstanceId | None = None,
+    token: str | None = None,
 ) -> tuple[Instance, str]:
-    """Make an instance with storage for every kind; give back its token too, a new one unless given.
+    """Make an instance with storage for every kind; give back its token too. Id and token are new unless given.
 
-    The servers must be running. Raises `RefuseError` for an alias that is taken or not of its form, `DeferError` if a
-    server does not do its part: nothing is saved then.
+    The servers must be running. Raises `RefuseError` for an alias or id that is taken and an alias not of its form,
+    `DeferError` if a server does not do its part: nothing is saved then.
     """
     if not re.match(ALIAS, alias):
         raise RefuseError("Not 1 to 45 letters, digits and, between them, hyphens", field="alias")
-    if await anyio.to_thread.run_sync(_known, config_dir, alias) is not None:
-        raise RefuseError("An instance of that name exists already", field="alias")
+    await anyio.to_thread.run_sync(_check_new, config_dir, alias, instance_id)
     token = token or new_token()[0]
-    instance_id = InstanceId(uuid4())
+    instance_id = instance_id or InstanceId(uuid4())
     bucket = f"{alias.lower()}-{instance_id.hex[:12]}"
     async with open_client("kms", embedded.kms(embedded.secrets.kms_operator)) as kms:
         data_key = await resources.make_key(
@@ -111,6 +115,14 @@ def _storage(kind: Kind, alias: str, bucket: str, key_arn: str) -> Storage:
         kms_key_arn=key_arn,
         bucket_owner=ACCOUNT,
     )
+
+
+def _check_new(config_dir: PurePath, alias: str, instance_id: InstanceId | None) -> None:
+    instances = load_instances(config_dir).instances
+    if any(instance.alias == alias for instance in instances.values()):
+        raise RefuseError("An instance of that name exists already", field="alias")
+    if instance_id in instances:
+        raise RefuseError("An instance of that id exists already", field="instance_id")
 
 
 def _known(config_dir: PurePath, alias: str) -> Instance | None:

@@ -4,13 +4,14 @@ Start is recovery, never cleaning: the names are scanned, what waits is delivere
 lets what is in hand end within its deadline, and leaves the rest as it is on disk, where the next start finds it.
 """
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import anyio
 import structlog
+from anyio.abc import TaskGroup
 
 from pipeline.delivery.dispatcher import Dispatcher
 from pipeline.delivery.holds import Holds
@@ -30,8 +31,8 @@ log = structlog.get_logger()
 
 _POLL_S = 0.05
 
-Listen = Callable[[HttpIntake, anyio.Event, Callable[[], None]], Coroutine[Any, Any, None]]
-"""Serve HTTP until the event; tell when requests are taken."""
+Listen = Callable[[HttpIntake, anyio.Event], Coroutine[Any, Any, None]]
+"""Serve HTTP until the event."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,13 +63,20 @@ class Service:
         self.ready = False
         """Intake may acknowledge: the store was scanned."""
 
-    async def run(self, stop: anyio.Event, started: Callable[[], None]) -> None:
-        """Serve until `stop`; give back when everything acknowledged is durable and nothing runs any more."""
+    async def run(self, stop: anyio.Event, prepare: Callable[[], Awaitable[None]], started: Callable[[], None]) -> None:
+        """Serve until `stop`; give back when everything acknowledged is durable and nothing runs any more.
+
+        Args:
+            stop: set to end.
+            prepare: what has to be there before anything is served; requests are answered 503 meanwhile.
+            started: called when all is up.
+
+        """
         parts = self._parts
         async with anyio.create_task_group() as writers:
             writers.start_soon(parts.commits.run, name="group commit")
             try:
-                await self._serve(stop, started)
+                await self._serve(stop, prepare, started)
             finally:
                 parts.journal.close()
                 parts.commits.stop()
@@ -77,25 +85,34 @@ class Service:
         """Look again at what is held: the configuration was read again."""
         self._parts.dispatcher.retry_now()
 
-    async def _serve(self, stop: anyio.Event, started: Callable[[], None]) -> None:
+    async def _serve(
+        self, stop: anyio.Event, prepare: Callable[[], Awaitable[None]], started: Callable[[], None]
+    ) -> None:
         parts = self._parts
-        await self._recover()
         closed = anyio.Event()
-        async with anyio.create_task_group() as stages:
-            for name, stage in self._stages().items():
-                stages.start_soon(stage, name=name)
-            async with anyio.create_task_group() as listeners:
-                listeners.start_soon(parts.listen, parts.intake, closed, started, name="http")
-                self.ready = True
+        async with anyio.create_task_group() as listener:
+            listener.start_soon(parts.listen, parts.intake, closed, name="http")
+            async with anyio.create_task_group() as stages:
+                stages.start_soon(self._start, stages, prepare, started, name="start")
                 await stop.wait()
                 parts.intake.stopping = True
                 log.info("service.draining", open=len(parts.recorder.receptions()))
                 await self._drain_intake()
-                closed.set()
-            stages.cancel_scope.cancel()
-        for reception in parts.recorder.receptions():
-            await parts.recorder.let_go(reception)
+                stages.cancel_scope.cancel()
+            for reception in parts.recorder.receptions():
+                await parts.recorder.let_go(reception)
+            closed.set()
         log.info("service.stopped", sealed=parts.store.index.count(State.SEALED))
+
+    async def _start(
+        self, stages: TaskGroup, prepare: Callable[[], Awaitable[None]], started: Callable[[], None]
+    ) -> None:
+        await prepare()
+        await self._recover()
+        for name, stage in self._stages().items():
+            stages.start_soon(stage, name=name)
+        self.ready = True
+        started()
 
     async def _recover(self) -> None:
         parts = self._parts
@@ -131,9 +148,9 @@ class Service:
         """Let bodies that are under way end; at the deadline break them off, durable as far as they came."""
         recorder = self._parts.recorder
         with anyio.move_on_after(self._drain.total_seconds()):
-            while any(reception.attached for reception in recorder.receptions()):
+            while any(reception.attached for reception in recorder.receptions()):  # noqa: ASYNC110
                 await anyio.sleep(_POLL_S)
         for reception in recorder.receptions():
             reception.scope.cancel()
-        while any(reception.attached for reception in recorder.receptions()):
+        while any(reception.attached for reception in recorder.receptions()):  # noqa: ASYNC110
             await anyio.sleep(_POLL_S)

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
+from botocore.exceptions import ClientError
 
 from pipeline.kms.authority import Authority, open_authority
 from pipeline.kms.config import KmsConfig, RootKeySource
@@ -50,6 +51,20 @@ IDENTITIES = {
     "stranger": _identity("stranger", f"arn:aws:iam::{OTHER_ACCOUNT}:role/stranger"),
 }
 """`bare` and `store` have no permissions of their own: only key policies and grants give them any."""
+
+
+async def code_of(call: Awaitable[Any]) -> str | None:
+    """Give the error code that a call ends with, or None if it succeeds."""
+    try:
+        await call
+    except ClientError as error:
+        return error.response["Error"]["Code"]
+    return None
+
+
+async def new_key(kms: "KMSClient") -> str:
+    """Make a key and give its ARN."""
+    return (await kms.create_key())["KeyMetadata"]["Arn"]
 
 
 class MovableClock:

@@ -171,7 +171,7 @@ class StrictDestination:
         self.objects[key] = Stored(body, replace(facts, **changes))  # type: ignore[arg-type]
 
     def _echoed(self, operation: str, facts: ObjectFacts) -> ObjectFacts:
-        return self.echo.get(operation, lambda truth: truth)(facts)
+        return self.echo[operation](facts) if operation in self.echo else facts
 
     def _upload(self, key: str, upload_id: str) -> Upload:
         upload = self.uploads.get(upload_id)

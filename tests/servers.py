@@ -79,10 +79,13 @@ async def seaweedfs(directory: Path, kms: Endpoint) -> AsyncIterator[Endpoint]:
     data.mkdir()
     config.write_bytes(seaweed.config([owner], kms))
     argv = seaweed.server_argv(base, data=data, config=config)
-    async with _running(argv, seaweed.health_url(base), directory / "weed.log", {**os.environ, **seaweed.ENVIRONMENT}):
-        yield Endpoint(region="us-east-1", url=seaweed.url(base), credentials=owner.credentials)
-    for left in seaweed.sockets(base):
-        left.unlink(missing_ok=True)
+    environ, health = {**os.environ, **seaweed.ENVIRONMENT}, seaweed.health_url(base)
+    try:
+        async with _running(argv, health, directory / "weed.log", environ):
+            yield Endpoint(region="us-east-1", url=seaweed.url(base), credentials=owner.credentials)
+    finally:
+        for left in seaweed.sockets(base):
+            left.unlink(missing_ok=True)
 
 
 @contextlib.asynccontextmanager

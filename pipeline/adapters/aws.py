@@ -1,10 +1,13 @@
 """Open clients of AWS APIs: one long-lived client for each service and endpoint.
 
 A client here never retries, never follows a redirect, and never logs what a service answered: retries belong to the
-caller, a redirect could carry a recording to another host, and at DEBUG the libraries print data keys.
+caller, a redirect could carry a recording to another host, and at DEBUG the libraries print data keys. One repetition
+is aiohttp's own: a GET, HEAD, PUT or DELETE whose connection ends before any answer is sent once more, whole, on
+another connection; create-only writes make that harmless.
 """
 
 import contextlib
+import functools
 import ipaddress
 import logging
 import warnings
@@ -62,7 +65,7 @@ async def open_client(
         s3=_s3_options(endpoint),
     )
     given = endpoint.credentials
-    creation = AioSession(profile=endpoint.profile).create_client(
+    creation = _session(endpoint.profile).create_client(
         service,
         region_name=endpoint.region,
         endpoint_url=endpoint.url,
@@ -74,6 +77,12 @@ async def open_client(
         if service == "s3":
             client.meta.events.register_last("before-parameter-build.s3", _stay_in_region)
         yield client
+
+
+@functools.cache
+def _session(profile: str | None) -> AioSession:
+    """Give the one session of a profile: it holds the APIs' models, which take a quarter of a second to load."""
+    return AioSession(profile=profile)
 
 
 def _s3_options(endpoint: Endpoint) -> dict[str, Any]:

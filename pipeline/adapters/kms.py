@@ -99,10 +99,11 @@ class AwsKeyService:
         async with self._call("DescribeKey", key_arn, {}) as answer:
             described = await self._client.describe_key(KeyId=key_arn)
             answer.update(described.get("KeyMetadata", {}), ResponseMetadata=described["ResponseMetadata"])
-        try:
-            return KeyDescription(answer["Arn"], answer["KeyState"], answer["KeySpec"], answer["KeyUsage"])
-        except KeyError as error:
-            raise KeyBusyError("KMS described a key and left something out") from error
+        if "Arn" not in answer or "KeyState" not in answer:
+            raise KeyBusyError("KMS described a key and left something out; it is asked again")
+        # The defaults are CreateKey's.
+        spec, usage = answer.get("KeySpec", "SYMMETRIC_DEFAULT"), answer.get("KeyUsage", "ENCRYPT_DECRYPT")
+        return KeyDescription(answer["Arn"], answer["KeyState"], spec, usage)
 
     @contextlib.asynccontextmanager
     async def _call(self, name: str, key_arn: str, context: Mapping[str, str]) -> AsyncIterator[dict[str, Any]]:
@@ -169,6 +170,8 @@ def _silence(error: Exception) -> PipelineError:
 
 
 def _check_key(key_arn: str, answer: Mapping[str, Any]) -> None:
-    """Refuse the work of another key than the one that was named."""
-    if answer.get("KeyId") != key_arn:
+    """Refuse the work of another key than the one that was named, and an answer that names none."""
+    if "KeyId" not in answer:
+        raise KeyBusyError("KMS answered and did not name the key; nothing counts, it is tried again")
+    if answer["KeyId"] != key_arn:
         raise KeyUnavailableError(HoldCode.KEY_MISMATCH, "KMS used another key than the configured one; nothing counts")

@@ -187,11 +187,11 @@ class S3Destination:
                     **self._place, Key=key, Range=f"bytes={offset}-{offset + size_bytes - 1}"
                 )
                 async with answer["Body"] as stream:
-                    data: bytes = await stream.read(size_bytes + 1)
+                    if answer.get("ContentLength", size_bytes + 1) > size_bytes:
+                        raise DestinationBusyError("the bucket gives more of an object than it was asked for")
+                    data: bytes = await stream.read()
         except _NothingThereError as error:
             raise DestinationBusyError("there is no such object, or no such part of it") from error
-        if len(data) > size_bytes:
-            raise DestinationBusyError("the bucket gave more of an object than it was asked for")
         return data
 
     async def delete(self, key: str) -> None:

@@ -5,7 +5,6 @@ A queue is only ever a hint: messages may be lost, repeated, reordered or late. 
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
 from pipeline.errors import DeferError
+from pipeline.ports import QueueMessage
 
 if TYPE_CHECKING:
     from types_aiobotocore_sqs import SQSClient
@@ -24,15 +24,6 @@ BATCH_BYTES = 2**20
 """Of one request, whatever its number of messages (SQS quotas)."""
 PATIENCE_S = 30.0
 """How long one request may take, apart from its waiting for messages."""
-
-
-@dataclass(frozen=True, slots=True)
-class QueueMessage:
-    """One message, ours until its visibility ends. `repr` shows no body."""
-
-    body: bytes = field(repr=False)
-    receipt: str = field(repr=False)
-    id: str
 
 
 class SqsQueue:

@@ -3,24 +3,25 @@
 A command keeps its own audit log beside the service's. Every call to a key service is in it before its outcome counts.
 """
 
-import getpass
+import os
+import pwd
 import random
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import anyio.to_thread
 
-from pipeline.adapters.aws import Service, open_client
 from pipeline.adapters.clock import SystemClock
-from pipeline.adapters.disk import Disk
+from pipeline.adapters.disk import Disk, holder
 from pipeline.adapters.kms import AwsKeyService
 from pipeline.adapters.s3 import S3Destination
 from pipeline.audit.records import Actor
+from pipeline.compose import Clients
 from pipeline.crypt.keyring import KeyRing
+from pipeline.embedded import attached
+from pipeline.errors import KeyBusyError
 from pipeline.ids import InstanceId
 from pipeline.instances import Instance, Storage
 from pipeline.interim.logs import AppendLogs, LogLine
@@ -45,7 +46,7 @@ class Access:
         self._stack = stack
         self._logs = AppendLogs(self.files)
         self._limiter = anyio.CapacityLimiter(1)
-        self._clients: dict[tuple[Service, str], Any] = {}
+        self._clients: Clients | None = None
         self._rings: dict[InstanceId, KeyRing] = {}
         stack.callback(self._logs.close)
 
@@ -61,8 +62,7 @@ class Access:
 
     async def keys(self, instance: Instance) -> AwsKeyService:
         """Give the key service as one instance sees it."""
-        region = instance.kms_key_arn.split(":")[3]
-        client = await self._client("kms", region)
+        client = await self._reached().get("kms", instance.kms_key_arn.split(":")[3])
         return AwsKeyService(client, partial(self._audit, instance))
 
     async def ring(self, instance: Instance) -> KeyRing:
@@ -90,20 +90,33 @@ class Access:
 
     async def destination(self, instance: Instance, storage: Storage) -> S3Destination:
         """Give the bucket that a storage configuration names."""
-        return S3Destination(await self._client("s3", instance.region), storage)
+        return S3Destination(await self._reached().get("s3", instance.region), storage)
 
-    async def _client(self, service: Service, region: str) -> Any:
-        """Open a client once. An endpoint that is named has its own Region; on AWS it is the key's or the bucket's."""
-        endpoint = self._settings.kms if service == "kms" else self._settings.s3
-        if endpoint.url is None:
-            endpoint = replace(endpoint, region=region)
-        key = (service, endpoint.region)
-        if key not in self._clients:
-            self._clients[key] = await self._stack.enter_async_context(open_client(service, endpoint))
-        return self._clients[key]
+    def _reached(self) -> Clients:
+        """Find the servers. Raises `RefuseError`, `KeyBusyError` if they are the embedded ones and not there."""
+        if self._clients is None:
+            settings = self._settings
+            self._clients = Clients(self._stack, running_servers(settings) if settings.embedded else settings)
+        return self._clients
 
     async def _audit(self, instance: Instance, call: KmsCall) -> None:
         await self.record(self.trail.key_use(instance, call))
+
+
+def running_servers(settings: Settings) -> Settings:
+    """Point settings at the embedded servers, which run as long as the service does.
+
+    Raises:
+        RefuseError: no service ever started them.
+        KeyBusyError: none runs now.
+
+    """
+    known = attached(settings)
+    if holder(f"{settings.state_dir}/lock") is None:
+        raise KeyBusyError(
+            "the embedded key server and bucket run with the service. Start `pipeline serve`, then ask again"
+        )
+    return known.settings(settings)
 
 
 @asynccontextmanager
@@ -114,10 +127,8 @@ async def open_access(settings: Settings) -> AsyncIterator[Access]:
 
 
 def _user() -> str:
-    """Name the operating system's user, for the audit log."""
+    """Name the operating system's user for the audit log, as the system knows it: variables can be set at will."""
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        import os
-
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's user may have no name
         return f"uid {os.getuid()}"

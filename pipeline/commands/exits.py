@@ -20,8 +20,10 @@ class ExitCode(IntEnum):
     """Nothing can be done safely: the store, the settings or a port is not as it must be."""
 
 
-HELP = """Exit codes: 0 all well; 1 something was found wrong, or not all succeeded; 2 wrong usage; 3 refused by the
-service or the configuration; 4 a key, a bucket or the service is held or can't be reached; 5 halted."""
+HELP = (
+    "Exit codes: 0 all well; 1 something was found wrong, or not all succeeded; 2 wrong usage; 3 refused by the service"
+    " or the configuration; 4 a key, a bucket or the service is held or can't be reached; 5 halted."
+)
 
 
 def code_of(error: PipelineError) -> ExitCode:

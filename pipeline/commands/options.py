@@ -1,18 +1,33 @@
 """Options that commands share, and the settings that they lead to."""
 
 import os
+import sys
 from dataclasses import dataclass
+from enum import StrEnum
+from io import BufferedReader
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 from uuid import UUID
 
 import typer
 
 from pipeline.config import LoadedInstances, load_instances
 from pipeline.errors import HaltError, RefuseError
-from pipeline.ids import InstanceId, Kind
+from pipeline.ids import InstanceId
 from pipeline.instances import Instance
 from pipeline.settings import Settings, load
+
+if TYPE_CHECKING:
+    from pipeline.client import Server, Stream
+
+
+class RecordingKind(StrEnum):
+    """The kinds of recording, as an option takes them."""
+
+    VOICE = "voice"
+    SCREEN = "screen"
+    CHAT = "chat"
+
 
 ConfigOption = Annotated[
     Path | None,
@@ -34,8 +49,25 @@ InstanceOption = Annotated[
     typer.Option("--instance", metavar="ALIAS|ID", show_default=False, help="This instance only."),
 ]
 KindOption = Annotated[
-    Kind | None,
+    RecordingKind | None,
     typer.Option("--kind", show_default=False, help="This kind of recording only."),
+]
+UrlOption = Annotated[str, typer.Option("--url", envvar="PIPELINE_URL", help="Address of the service.")]
+DEFAULT_URL = "http://127.0.0.1:8080"
+TokenFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        metavar="FILE",
+        show_default=False,
+        help="File that holds the instance's token. Without it PIPELINE_TOKEN is used.",
+    ),
+]
+GiveUpOption = Annotated[
+    float | None,
+    typer.Option(
+        "--give-up-after", metavar="S", min=0, show_default=False, help="Stop trying after so many seconds; else never."
+    ),
 ]
 
 
@@ -106,6 +138,31 @@ def load_settings(config: Path | None, state_dir: Path | None) -> Settings:
         raise RefuseError(f"the settings can't be used: {error}") from error
 
 
+def server(url: str, token_file: Path | None) -> "Server":
+    """Tell where the intake is and who calls. A token is never taken from the command line, which others can read.
+
+    Raises:
+        RefuseError: there is no token, or the address is none.
+
+    """
+    from urllib.parse import urlsplit
+
+    from pipeline.client import Server
+
+    if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname:
+        raise RefuseError("an http:// or https:// address is expected", field="--url")
+    if token_file is None:
+        token = os.environ.get("PIPELINE_TOKEN", "").strip()
+    else:
+        try:
+            token = token_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            raise RefuseError("the token file can't be read", field="--token-file") from None
+    if not token or not token.isprintable():
+        raise RefuseError("there is no token. Give --token-file, or set PIPELINE_TOKEN", field="token")
+    return Server(url, token)
+
+
 def _read(config: Path) -> str:
     try:
         return config.read_text(encoding="utf-8")
@@ -113,3 +170,16 @@ def _read(config: Path) -> str:
         raise RefuseError(f"the settings file can't be read: {error.strerror}", field="--config") from None
     except UnicodeDecodeError:
         raise RefuseError("the settings file is not UTF-8", field="--config") from None
+
+
+def standard_input() -> "Stream":
+    """Give standard input's bytes."""
+    return cast("Stream", sys.stdin.buffer)
+
+
+def opened(file: Path) -> BufferedReader:
+    """Open a file that was named. Raises `RefuseError`."""
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise RefuseError(f"the file can't be read: {error.strerror}", field="FILE") from None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import typer
 
 from pipeline.errors import PipelineError, RefuseError
-from pipeline.logs import escaped
+from pipeline.terminal import escaped
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -7,9 +7,10 @@ whose destination it is. Artifacts are not touched by a hold: they stay sealed a
 from datetime import datetime
 from uuid import UUID
 
+import anyio
 import msgspec
 
-from pipeline.errors import HoldCode, HoldError
+from pipeline.errors import HoldCode, HoldError, StoreIoError
 from pipeline.ids import InstanceId, Kind
 from pipeline.interim.commit import Commit, GroupCommit
 from pipeline.ports import FileSystem
@@ -39,6 +40,7 @@ class Holds:
         self._commits = commits
         self._trail = trail
         self._holds: dict[tuple[UUID, str], Hold] = {}
+        self._lock = anyio.Lock()
 
     def load(self) -> None:
         """Read what an earlier run left. A file that can't be read is passed over: the hold will be seen again."""
@@ -56,23 +58,26 @@ class Holds:
 
     async def begin(self, instance: InstanceId, scope: str, error: HoldError, now: datetime) -> bool:
         """Put a hold in force, durably; False if the same one was already."""
-        known = self._holds.get((instance, scope))
-        if known is not None and known.code is error.code:
-            return False
-        hold = Hold(instance, scope, error.code, str(error), known.inaccessible_since if known else now)
-        line = self._trail.changed(instance, "HoldBegun", scope=scope, code=error.code)
-        await self._commits.commit(Commit(files=((self._path(hold), msgspec.json.encode(hold)),), lines=(line,)))
-        self._holds[instance, scope] = hold
-        return True
+        async with self._lock:  # many attempts end at once, and all of them find the same
+            known = self._holds.get((instance, scope))
+            if known is not None and known.code is error.code:
+                return False
+            hold = Hold(instance, scope, error.code, str(error), known.inaccessible_since if known else now)
+            line = self._trail.changed(instance, "HoldBegun", scope=scope, code=error.code)
+            await self._commits.commit(Commit(files=((self._path(hold), msgspec.json.encode(hold)),), lines=(line,)))
+            self._holds[instance, scope] = hold
+            return True
 
     async def end(self, instance: InstanceId, scope: str) -> bool:
         """Lift a hold; False if there was none."""
-        hold = self._holds.pop((instance, scope), None)
-        if hold is None:
-            return False
-        line = self._trail.changed(instance, "HoldEnded", scope=scope, code=hold.code)
-        await self._commits.commit(Commit(lines=(line,), unlinks=(self._path(hold),)))
-        return True
+        async with self._lock:
+            hold = self._holds.get((instance, scope))
+            if hold is None:
+                return False
+            line = self._trail.changed(instance, "HoldEnded", scope=scope, code=hold.code)
+            await self._commits.commit(Commit(lines=(line,), unlinks=(self._path(hold),)))
+            del self._holds[instance, scope]
+            return True
 
     def _path(self, hold: Hold) -> str:
         return f"{self._root}/{hold.instance_id}.{hold.scope}.json"
@@ -84,10 +89,13 @@ def read_holds(root: str, files: FileSystem) -> list[Hold]:
     for name in sorted(files.names(root)):
         if not name.endswith(".json"):
             continue
-        handle = files.open(f"{root}/{name}")
+        try:
+            handle = files.open(f"{root}/{name}")
+        except (FileNotFoundError, StoreIoError):
+            continue
         try:
             found.append(msgspec.json.decode(files.read(handle, 0, 65536), type=Hold))
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, StoreIoError):
             continue
         finally:
             files.close(handle)

@@ -82,7 +82,9 @@ class Lane:
         heapq.heappush(self.deferred, (until, artifact))
 
     def hold(self, now: float, backoff: Backoff) -> None:
-        """Stop; let one artifact probe after a while."""
+        """Stop; let one artifact probe after a while. Others that were in hand and end so, too, make it no longer."""
+        if self.held_until is not None and now < self.held_until:
+            return
         self.probes += 1
         self.held_until = now + max(1.0, backoff.delay_s(self.probes))
 

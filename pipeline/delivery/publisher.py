@@ -60,22 +60,39 @@ class Publisher:
         """Send what is new in every log, up to a limit each; give the number of events.
 
         Raises:
-            DeferError: the sink did not take them.
+            DeferError: the sink did not take those of one log or more; the other logs were sent.
 
         """
         sent = 0
+        trouble: DeferError | None = None
         for name in sorted(await anyio.to_thread.run_sync(self._files.names, self._directory)):
             if not name.endswith(".jsonl"):
                 continue
-            events, end = await anyio.to_thread.run_sync(self._read, name)
-            if not events:
-                continue
-            await self._sink.send(events)
-            cursor = msgspec.json.encode(Cursor(end))
-            await self._commits.commit(Commit(files=((self._cursor_path(name), cursor),)))
-            self._offsets[name] = end
-            sent += len(events)
+            try:
+                sent += await self._follow(name)
+            except DeferError as error:
+                trouble = error
+        if trouble is not None:
+            raise trouble
         return sent
+
+    # --- inside
+
+    async def _follow(self, name: str) -> int:
+        events, end = await anyio.to_thread.run_sync(self._read, name)
+        if not events:
+            return 0
+        # Lines that are being synced can be read already, and are cut off again if that fails. Once a commit has
+        # passed after they were read, what stands there still is durable.
+        await self._commits.commit(Commit())
+        again, _ = await anyio.to_thread.run_sync(self._read, name)
+        if again[: len(events)] != events:
+            return 0
+        await self._sink.send(events)
+        cursor = msgspec.json.encode(Cursor(end))
+        await self._commits.commit(Commit(files=((self._cursor_path(name), cursor),)))
+        self._offsets[name] = end
+        return len(events)
 
     def _read(self, name: str) -> tuple[list[bytes], int]:
         """Read whole lines behind the cursor; give them and where they end."""
@@ -84,6 +101,8 @@ class Publisher:
         start = self._offsets[name]
         handle = self._files.open(f"{self._directory}/{name}")
         try:
+            if start > self._files.size(handle):
+                start = self._offsets[name] = 0  # another log than the cursor's: rather all of it again
             piece = self._files.read(handle, start, _READ)
         finally:
             self._files.close(handle)
@@ -97,7 +116,7 @@ class Publisher:
             return 0
         try:
             return msgspec.json.decode(self._files.read(handle, 0, 4096), type=Cursor).offset
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             return 0  # at least once
         finally:
             self._files.close(handle)

@@ -16,9 +16,10 @@ import msgspec
 from pipeline.crypt.contents import Head, Record, Rendition, encode_records
 from pipeline.crypt.segments import SegmentType
 from pipeline.delivery import transcript
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, SegmentForgedError
 from pipeline.events import Item, parse_item
 from pipeline.ids import InstanceId, Kind
+from pipeline.intake.contacts import Expected
 from pipeline.intake.reception import Answer, Reception, Source
 from pipeline.intake.recorder import TRANSCRIPT, Recorder
 from pipeline.intake.sealing import crc_text, manifest_of
@@ -71,7 +72,7 @@ class Chats:
                 await reception.writer.append_records(SegmentType.EVENT, records)
                 await reception.writer.sync()
             except PipelineError:
-                self._recorder.forget(reception)
+                await self._recorder.detach(reception)
                 raise
 
     async def end(self, tenant: Tenant, contact: str, *, even_if_empty: bool) -> None:
@@ -81,17 +82,30 @@ class Chats:
             if reception is None and even_if_empty and not await self.exists(tenant, contact):
                 reception = await self._begin(tenant, contact)
             if reception is not None:
-                await self.seal(reception, "complete")
+                await self._seal(reception, "complete")
 
     async def exists(self, tenant: Tenant, contact: str) -> bool:
         """Tell whether anything is held of a contact's chat."""
-        tags = await tenant.ring.tags(Kind.CHAT, TRANSCRIPT + contact)
-        return bool(self._store.index.generations(tenant.instance.instance_id, tags))
+        return await self._recorder.is_known(tenant, Kind.CHAT, TRANSCRIPT + contact)
 
-    async def seal(self, reception: Reception, ending: _Ending) -> Answer:
-        """Render the transcript once, for its length and checksums, and seal."""
+    async def is_begun(self, tenant: Tenant, contact: str, expected: Expected) -> bool:
+        """Tell whether anything is held of a recording that an event announces. A chat's events name no source."""
+        if expected.kind is Kind.CHAT and await self.exists(tenant, contact):
+            return True
+        return await self._recorder.is_known(tenant, expected.kind, expected.source_id)
+
+    async def seal(self, reception: Reception, ending: _Ending) -> None:
+        """Seal a chat that is open, unless somebody did so meanwhile."""
+        async with self._lock(reception.tenant, reception.contact):
+            if self._recorder.reception(reception.name.artifact_id) is reception:
+                await self._seal(reception, ending)
+
+    # --- inside
+
+    async def _seal(self, reception: Reception, ending: _Ending) -> Answer:
+        """Render the transcript once, for its length and checksums, and seal. Under the chat's lock: no item comes."""
         key = await reception.tenant.ring.sealing(reception.name.key_id)
-        await reception.writer.flush()
+        await reception.writer.conclude()
         with self._store.reading(reception.name, key, limit=reception.writer.end) as reader:
             items = await anyio.to_thread.run_sync(items_of, reader)
         contact = self._recorder.contact_of(reception)
@@ -108,8 +122,6 @@ class Chats:
             item_digests=tuple(dict.fromkeys(digests)),
         )
         return await self._recorder.seal(reception, manifest)
-
-    # --- inside
 
     def _lock(self, tenant: Tenant, contact: str) -> anyio.Lock:
         return self._locks.setdefault((tenant.instance.instance_id, contact), anyio.Lock())
@@ -138,13 +150,23 @@ class Chats:
         tags = await tenant.ring.tags(Kind.CHAT, TRANSCRIPT + contact)
         known: set[str] = set()
         for name in self._store.index.generations(tenant.instance.instance_id, tags):
-            if name.state is State.DELIVERED:
-                known |= set(msgspec.json.decode(self._store.receipt(name), type=_ReceiptDigests).item_digests)
-            elif name.state is State.SEALED:
-                key = await tenant.ring.opening(name.key_id)
-                with self._store.reading(name, key) as reader:
-                    known |= set(reader.manifest().item_digests)
+            try:
+                known |= await self._digests(tenant, name)
+            except SegmentForgedError:
+                continue  # a damaged one does not stop the others: at worst an item is delivered again
         return known
+
+    async def _digests(self, tenant: Tenant, name: ArtifactName) -> set[str]:
+        if name.state is State.OPEN:
+            return set()
+        if name.state is State.SEALED:
+            key = await tenant.ring.opening(name.key_id)
+            with self._store.reading(name, key) as reader:
+                return set(reader.manifest().item_digests)
+        try:
+            return set(msgspec.json.decode(self._store.receipt(name), type=_ReceiptDigests).item_digests)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            raise SegmentForgedError("a receipt is damaged; its recording is delivered") from None
 
 
 def items_of(reader: ArtifactReader) -> list[transcript.ArrivedItem]:

@@ -17,7 +17,7 @@ from pipeline.intake.problems import Problem
 from pipeline.intake.reception import Source
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_RANGE = re.compile(r"bytes (\d{1,15})-(?:\d{1,15})?/(?:\*|\d{1,15})")
+_RANGE = re.compile(r"bytes ([0-9]{1,15})-([0-9]{1,15})?/(?:\*|([0-9]{1,15}))")
 _REFUSED_TYPES = ("multipart/", "application/x-www-form-urlencoded")
 _LONGEST = 1024
 _KEPT = "x-recording-"
@@ -80,6 +80,9 @@ def _resumes_at(headers: Headers) -> int | None:
     match = _RANGE.fullmatch(text.strip())
     if match is None:
         raise RefuseError("the form is: bytes FIRST-LAST/*", field="Content-Range")
+    if match[3] is not None and (match[2] is None or int(match[2]) + 1 != int(match[3])):
+        # The end of a body is the end of its recording: a piece from the middle would be sealed as the whole.
+        raise RefuseError("a resumed body must go to the end of the recording", field="Content-Range")
     return int(match[1])
 
 

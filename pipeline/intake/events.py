@@ -1,10 +1,20 @@
 """Events come in: durable in the journal, or in a chat's artifact, before they are acknowledged."""
 
 from collections.abc import Sequence
+
 import msgspec
 
+from pipeline.crypt.segments import SEGMENT_LIMIT
 from pipeline.errors import RefuseError
-from pipeline.events import ChatMessage, Incoming, OtherEvent, RecordingStopped, parse
+from pipeline.events import (
+    ChatMessage,
+    ContactEvent,
+    Incoming,
+    OtherEvent,
+    RecordingStarted,
+    RecordingStopped,
+    parse,
+)
 from pipeline.ids import Kind, RecordingId
 from pipeline.intake.chats import Chats
 from pipeline.intake.contacts import Contact, ContactChange, ContactTable, Expected, object_contact
@@ -14,6 +24,9 @@ from pipeline.interim.logs import LogLine
 from pipeline.status import Facts, Status
 from pipeline.tenants import Tenant
 from pipeline.trail import Subject, Trail
+
+MAX_EVENT_BYTES = SEGMENT_LIMIT - 4096
+"""One event is sealed as one record of a segment; the rest is for the JSON around it."""
 
 
 class ForeignInstanceError(RefuseError):
@@ -54,6 +67,8 @@ class EventIntake:
         for index, event in enumerate(incoming):
             if event.instance_id not in {None, tenant.instance.instance_id}:
                 raise ForeignInstanceError("there is no such instance for you", field=f"[{index}].detail.instanceArn")
+            if len(event.raw) > MAX_EVENT_BYTES:
+                raise RefuseError(f"one event may have at most {MAX_EVENT_BYTES} bytes", field=f"[{index}]")
         await self._replay.done(tenant)
         changes = [self._merge(tenant, event) for event in incoming]
         await self._write_journal(tenant, incoming, changes)
@@ -75,7 +90,7 @@ class EventIntake:
     ) -> None:
         """Chat messages have a durable place of their own; everything else goes to the journal."""
         entries = [
-            JournalEntry(msgspec.Raw(event.raw), _announced_id(change))
+            JournalEntry(msgspec.Raw(event.raw), _recording_of(event, change))
             for event, change in zip(incoming, changes, strict=True)
             if not isinstance(event, ChatMessage)
         ]
@@ -88,8 +103,8 @@ class EventIntake:
         }
         lines: list[LogLine] = []
         for recording, (contact, expected) in mine.items():
-            if expected.kind is Kind.CHAT and await self._chats.exists(tenant, contact.contact):
-                continue
+            if await self._chats.is_begun(tenant, contact.contact, expected):
+                continue  # its own INITIATED was told with its first bytes
             lines.append(self._initiated(tenant, contact, recording, expected))
         await self._journal.append(tenant, entries, lines)
         for recording in mine:
@@ -108,9 +123,11 @@ class EventIntake:
             return
         ended = isinstance(event, ChatMessage) and event.ends_chat
         stopped = isinstance(event, RecordingStopped) and event.kind is Kind.CHAT
+        # Also if it is a repeat: the first time, the chat may not have been sealed for some reason.
+        completed = isinstance(event, ContactEvent) and event.event_type == "COMPLETED"
         if ended or stopped:
             await self._chats.end(tenant, event.contact, even_if_empty=True)
-        elif change.completed:
+        elif completed:
             await self._chats.end(tenant, event.contact, even_if_empty=False)
 
     def _initiated(self, tenant: Tenant, contact: Contact, recording_id: RecordingId, expected: Expected) -> LogLine:
@@ -123,5 +140,9 @@ class EventIntake:
         return self._trail.status(subject, Status.INITIATED, Facts(start=expected.start))
 
 
-def _announced_id(change: ContactChange | None) -> str | None:
-    return str(change.announced.recording_id) if change is not None and change.announced is not None else None
+def _recording_of(event: Incoming, change: ContactChange | None) -> str | None:
+    """Give the id of the recording that an event speaks of, also if it is a repeat of one that was not written."""
+    if change is None or not isinstance(event, RecordingStarted | RecordingStopped):
+        return None
+    expected = change.contact.expectation(event.kind, event.source_id)
+    return None if expected is None else str(expected.recording_id)

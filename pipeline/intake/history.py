@@ -5,6 +5,7 @@ from uuid import UUID
 import anyio.to_thread
 import msgspec
 
+from pipeline.errors import SegmentForgedError
 from pipeline.ids import RecordingId
 from pipeline.intake.reception import Answer, Reception
 from pipeline.interim.reader import ArtifactReader
@@ -16,8 +17,8 @@ _PIECE = 1024 * 1024
 
 
 class _ReceiptFacts(msgspec.Struct, frozen=True, rename="camel"):
-    recording_id: str
-    artifact_id: str
+    recording_id: UUID
+    artifact_id: UUID
     generation: int
     size_bytes: int
     sha256: str
@@ -40,8 +41,13 @@ class History:
         if name.state is State.OPEN:
             return None
         if name.state is State.DELIVERED:
-            facts = msgspec.json.decode(self._store.receipt(name), type=_ReceiptFacts)
-            return Answer(facts.recording_id, facts.artifact_id, facts.generation, facts.size_bytes, facts.sha256)
+            try:
+                facts = msgspec.json.decode(self._store.receipt(name), type=_ReceiptFacts)
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                raise SegmentForgedError("a receipt is damaged; its recording is delivered") from None
+            return Answer(
+                str(facts.recording_id), str(facts.artifact_id), facts.generation, facts.size_bytes, facts.sha256
+            )
         key = await tenant.ring.opening(name.key_id)
         with self._store.reading(name, key) as reader:
             manifest = reader.manifest()

@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from pipeline.errors import PipelineError, StoppingError
+from pipeline.errors import PipelineError, StoppingError, WriterClosedError
 from pipeline.intake import problems
 from pipeline.intake.access import RateLimit, bearer, token_of
 from pipeline.intake.address import parse_address
@@ -134,7 +134,12 @@ class HttpIntake:
             ) from error
 
     async def _take_body(self, reception: Reception, receive: Receive, limit: int) -> bool:
-        """Receive a body to its end; False if it broke off."""
+        """Receive a body to its end; False if its source broke it off.
+
+        Raises:
+            StoppingError, WriterClosedError: it was broken off here. What came is durable soon: `let_go` sees to it.
+
+        """
         with reception.scope:
             while True:
                 message: Message = await receive()
@@ -147,7 +152,9 @@ class HttpIntake:
                     await reception.append(body, self._clock.monotonic())
                 if not message.get("more_body", False):
                     return True
-        return False
+        if self.stopping:
+            raise StoppingError("The service is stopping; ask for the upload's offset in a moment and go on from there.")
+        raise WriterClosedError("this upload was broken off here; ask for its offset and go on from there")
 
     # --- events
 

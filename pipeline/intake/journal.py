@@ -5,6 +5,7 @@ One file per instance, UTC day, data key and run of the service, in the artifact
 is simply where that file ends.
 """
 
+import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -13,21 +14,26 @@ from uuid import UUID
 import anyio
 import anyio.to_thread
 import msgspec
+import structlog
 
 from pipeline.crypt.artifact import FRAME_PREFIX, HEADER_SIZE, Entry, Header, Opener, Sealer, next_entry
 from pipeline.crypt.contents import Record, decode_records, encode_records
 from pipeline.crypt.segments import SEGMENT_LIMIT, DataKey, SegmentType
-from pipeline.errors import PipelineError, SegmentForgedError
+from pipeline.errors import HoldCode, KeyUnavailableError, PipelineError, SegmentForgedError, StoreIoError
 from pipeline.ids import InstanceId, KeyId, Kind, new_artifact_id
 from pipeline.interim.commit import Commit, GroupCommit
 from pipeline.interim.logs import LogLine
 from pipeline.ports import Clock, FileSystem
 from pipeline.tenants import Tenant
 
+log = structlog.get_logger()
+
 EVENT = "event"
 """Type of a journal record."""
 REPLAYED_DAYS = 2
 """Contacts last hours; older files are kept for people, not for the service."""
+_NAME = re.compile(r"[0-9a-f]{32}\.([0-9a-f]{32})\.journal")
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 class JournalEntry(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -45,6 +51,9 @@ class _OpenFile:
     key_id: KeyId
     sealer: Sealer
     synced: bool = False
+    broken: bool = False
+    users: int = 0
+    """Commits under way: until the last is done, the handle must not become another file's."""
 
 
 class Journal:
@@ -67,15 +76,24 @@ class Journal:
         key = await tenant.ring.active()
         instance_id = tenant.instance.instance_id
         file = self._file(instance_id, key)
+        file.users += 1
         try:
             for batch in _batches(entries, self._clock):
                 self._files.append(file.handle, [file.sealer.seal(SegmentType.EVENT, batch, 0)])
             directories = () if file.synced else (file.directory,)
             await self._commits.commit(Commit(handles=(file.handle,), directories=directories, lines=tuple(lines)))
+            if file.broken:
+                # Another sync of this file failed first: that this one did not proves nothing.
+                raise StoreIoError("the disk refused a sync; send the events again")
         except PipelineError:
             # What came after a failed write could not be read back: the next event begins a new file.
-            self._forget(instance_id)
+            file.broken = True
+            if self._open.get(instance_id) is file:
+                del self._open[instance_id]
             raise
+        finally:
+            file.users -= 1
+            self._close_unused(instance_id, file)
         file.synced = True
 
     async def replay(self, tenant: Tenant) -> AsyncIterator[JournalEntry]:
@@ -90,12 +108,9 @@ class Journal:
         for age in range(REPLAYED_DAYS, -1, -1):
             directory = f"{folder}/{today - timedelta(days=age)}"
             for name in sorted(await anyio.to_thread.run_sync(self._files.names, directory)):
-                key_text = name.split(".")[1] if name.endswith(".journal") else ""
-                if len(key_text) != 32:
-                    continue
-                try:
-                    key = await tenant.ring.opening(KeyId(UUID(hex=key_text)))
-                except SegmentForgedError:
+                match = _NAME.fullmatch(name)
+                key = await self._key(tenant, KeyId(UUID(hex=match[1]))) if match else None
+                if key is None:
                     continue
                 for record in await anyio.to_thread.run_sync(self._read, f"{directory}/{name}", tenant, key):
                     yield msgspec.json.decode(record.data, type=JournalEntry)
@@ -106,8 +121,10 @@ class Journal:
         removed = 0
         folder = f"{self._root}/{instance_id}"
         for day in self._files.names(folder):
-            if day < oldest.isoformat():
-                for name in self._files.names(f"{folder}/{day}"):
+            if not _DAY.fullmatch(day) or day >= oldest.isoformat():
+                continue
+            for name in self._files.names(f"{folder}/{day}"):
+                if _NAME.fullmatch(name):
                     self._files.unlink(f"{folder}/{day}/{name}")
                     removed += 1
         return removed
@@ -130,17 +147,39 @@ class Journal:
         directory = f"{self._root}/{instance_id}/{now.date()}"
         self._files.make_directory(directory)
         handle = self._files.create(f"{directory}/{artifact_id.hex}.{key.key_id.hex}.journal")
-        self._files.append(handle, [header])
+        try:
+            self._files.append(handle, [header])
+        except PipelineError:
+            self._files.close(handle)
+            raise
         file = self._open[instance_id] = _OpenFile(handle, directory, now.date(), key.key_id, Sealer(key, header))
         return file
 
     def _forget(self, instance_id: InstanceId) -> None:
         file = self._open.pop(instance_id, None)
         if file is not None:
+            self._close_unused(instance_id, file)
+
+    def _close_unused(self, instance_id: InstanceId, file: _OpenFile) -> None:
+        if file.users == 0 and self._open.get(instance_id) is not file:
             self._files.close(file.handle)
 
+    async def _key(self, tenant: Tenant, key_id: KeyId) -> DataKey | None:
+        """Give the key of a file; None if it will not be had by waiting."""
+        try:
+            return await tenant.ring.opening(key_id)
+        except SegmentForgedError:
+            return None
+        except KeyUnavailableError as error:
+            if error.code is not HoldCode.KEY_MISMATCH:
+                raise
+            return None
+
     def _read(self, path: str, tenant: Tenant, key: DataKey) -> list[Record]:
-        handle = self._files.open(path)
+        try:
+            handle = self._files.open(path)
+        except (FileNotFoundError, StoreIoError):
+            return []
         try:
             raw = self._files.read(handle, 0, HEADER_SIZE)
             header = Header.parse(raw)
@@ -162,6 +201,9 @@ class Journal:
                 sealed = self._files.read(handle, entry.position, entry.frame.sealed_size)
                 found += decode_records(opener.open(entry.frame, entry.index, entry.media_offset, sealed))
             except SegmentForgedError:
+                break
+            except StoreIoError as error:
+                log.warning("journal.unreadable", reason=error.reason)
                 break
             at = entry.end
         return found

@@ -49,15 +49,15 @@ class Moves:
             if more:
                 await writer.append_records(SegmentType.EVENT, more)
             await writer.append_records(SegmentType.MANIFEST, [last])
-            if not reception.told:
-                self.tell_begun(reception)
-            return await self.finish_seal(reception, manifest)
         except BaseException:
-            writer.close()
+            await writer.close()
             raise
+        return await self.finish_seal(reception, manifest)
 
     async def finish_seal(self, reception: Reception, manifest: Manifest) -> Answer:
         """Carry out the last move of an artifact whose manifest is written."""
+        if not reception.told:
+            self.tell_begun(reception)
         event = Event.FINISHED if manifest.ending == "complete" else Event.IDLE
         target = reception.name.sealed(event, generation=manifest.generation, size_bytes=manifest.object.size_bytes)
         subject = _subject(reception, target)
@@ -93,7 +93,7 @@ class Moves:
         lines = [self._trail.moved(reception.name, reception.recording_id, "ArtifactDropped", reason=why)]
         if failure is not None:
             lines.append(self._trail.status(subject, Status.FAILED, Facts(), failure=failure))
-        reception.writer.close()
+        await reception.writer.close()
         await self._store.drop(reception.name, lines)
         log.info("intake.dropped", artifact=str(reception.name.artifact_id), reason=why)
 

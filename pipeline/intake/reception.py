@@ -80,6 +80,11 @@ class Reception:
         """Bytes taken so far."""
         return self.writer.size_bytes
 
+    @property
+    def is_empty(self) -> bool:
+        """Nothing came but the source's word that something would: no media, and no record behind the head."""
+        return self.size_bytes == 0 and self.writer.tally.event_segments <= 1
+
     async def append(self, piece: bytes, now: float) -> None:
         """Take bytes of the body."""
         self.touched = now

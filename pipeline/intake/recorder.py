@@ -15,14 +15,14 @@ import structlog
 
 from pipeline.crypt.contents import Head, Manifest, encode_head
 from pipeline.delivery.media import MediaCheck
-from pipeline.errors import PipelineError, RefuseError, SegmentForgedError, StoppingError
+from pipeline.errors import PipelineError, RefuseError, SegmentForgedError, StoppingError, WriterClosedError
 from pipeline.ids import ArtifactId, InstanceId, Kind, RecordingId, new_artifact_id
 from pipeline.intake.contacts import Contact, ContactTable, object_contact
 from pipeline.intake.history import History
 from pipeline.intake.moves import Moves
 from pipeline.intake.reception import Answer, Reception, Source
-from pipeline.intake.sealing import copy_rendition, manifest_of
 from pipeline.intake.replay import Replay
+from pipeline.intake.sealing import copy_rendition, manifest_of
 from pipeline.interim.states import ArtifactName, State
 from pipeline.interim.store import InterimStore
 from pipeline.interim.writer import ArtifactWriter
@@ -32,8 +32,8 @@ from pipeline.tenants import Tenant
 
 log = structlog.get_logger()
 
-TRANSCRIPT = "transcript/"
-"""Begins the source id of a chat that comes as events; the contact's id follows."""
+TRANSCRIPT = "\x00transcript/"
+"""Begins the source id of a chat that comes as events; the contact's id follows. None from outside begins so."""
 
 
 class WrongOffsetError(RefuseError):
@@ -60,7 +60,8 @@ class Recorder:
         self._clock = clock
         self._history = History(store)
         self._receptions: dict[ArtifactId, Reception] = {}
-        self._locks: WeakValueDictionary[tuple[InstanceId, str], anyio.Lock] = WeakValueDictionary()
+        self._source_locks: WeakValueDictionary[tuple[InstanceId, str], anyio.Lock] = WeakValueDictionary()
+        self._artifact_locks: WeakValueDictionary[ArtifactId, anyio.Lock] = WeakValueDictionary()
 
     def receptions(self) -> list[Reception]:
         """Everything open that is in memory."""
@@ -84,14 +85,16 @@ class Recorder:
         ring = tenant.ring
         key = await ring.active()
         tags = tuple(await ring.tags(source.kind, source.source_id))
-        created = self._clock.now()
-        artifact_id = new_artifact_id(created)
         instance_id = tenant.instance.instance_id
+        known = None
+        if earlier := self._store.index.generations(instance_id, tags):
+            known = await self._recording_of(tenant, earlier)
+        # From here to the new name in the index nothing waits: two bodies never become the same generation.
         earlier = self._store.index.generations(instance_id, tags)
         expected = self._expected(tenant, source)
-        recording_id = expected or RecordingId(artifact_id)
-        if earlier:
-            recording_id = await self._recording_of(tenant, earlier)
+        created = self._clock.now()
+        artifact_id = new_artifact_id(created)
+        recording_id = known or expected or RecordingId(artifact_id)
         safe, original = object_contact(source.contact, instance_id)
         head = Head(
             contact=safe,
@@ -131,17 +134,22 @@ class Recorder:
 
         Raises:
             WrongOffsetError: it goes on elsewhere.
+            StoreFullError, KeyUnavailableError, KeyBusyError, StoppingError: come back later.
 
         """
         reception = await self.unfinished(tenant, source.kind, source.source_id)
-        if reception is None:
-            raise WrongOffsetError(0)
-        if reception.attached:
+        if reception is None and offset == 0:
+            return await self.begin(tenant, source)
+        if reception is not None and reception.attached:
             reception.scope.cancel()
-            self.forget(reception)
+            await self.detach(reception)
             reception = await self.reopen(tenant, reception.name)
-        if reception is None or reception.writer.durable_bytes != offset:
-            raise WrongOffsetError(0 if reception is None else reception.writer.durable_bytes)
+        if reception is not None and reception.writer.is_dirty:
+            await reception.writer.sync()
+        if reception is None or self._receptions.get(reception.name.artifact_id) is not reception:
+            raise WrongOffsetError(0)
+        if reception.attached or reception.writer.durable_bytes != offset:
+            raise WrongOffsetError(reception.writer.durable_bytes)
         reception.scope = anyio.CancelScope()
         reception.attached = True
         reception.touched = self._clock.monotonic()
@@ -149,11 +157,18 @@ class Recorder:
         return reception
 
     async def reopen(self, tenant: Tenant, name: ArtifactName) -> Reception | None:
-        """Bring an open artifact back into memory after a crash or a failed write; None if it held nothing.
+        """Bring an open artifact into memory, also after a crash or a failed write; None if it held nothing.
 
         One that was finished but for its last move is finished now, and None is given for it, too.
         """
         await self._replay.done(tenant)
+        async with self._artifact_lock(name):
+            if (reception := self._in_memory(name)) is not None:
+                return reception
+            now = self._store.index.get(name.artifact_id)
+            return None if now is None or now.standing is not State.OPEN else await self._recovered(tenant, now)
+
+    async def _recovered(self, tenant: Tenant, name: ArtifactName) -> Reception | None:
         try:
             key = await tenant.ring.sealing(name.key_id)
             found = await self._store.recover(name, key)
@@ -166,13 +181,25 @@ class Recorder:
         tags = tuple(await tenant.ring.tags(name.kind, recovered.head.source_id))
         reception = self._remember(tenant, writer, recovered.head, tags, recovered.created)
         reception.attached = False
-        reception.told = True
+        # Log lines become durable after the bytes they go with: only a later sync proves that they were.
+        reception.told = name.generation == 1 and recovered.vouched > 0
         reception.check.feed(recovered.first)
         if recovered.manifest is not None:
             self.forget(reception)
             await self._moves.finish_seal(reception, recovered.manifest)
             return None
         return reception
+
+    async def is_known(self, tenant: Tenant, kind: Kind, source_id: str) -> bool:
+        """Tell whether anything is held of a source."""
+        tags = await tenant.ring.tags(kind, source_id)
+        return bool(self._store.index.generations(tenant.instance.instance_id, tags))
+
+    def is_sent_again(self, name: ArtifactName) -> bool:
+        """Tell whether a newer body of the same source is coming in, which may yet begin with this one."""
+        source = self._store.index.generations(name.instance_id, [name.tag])
+        newer = (self._receptions.get(each.artifact_id) for each in source if each.generation > name.generation)
+        return any(reception is not None and reception.attached for reception in newer)
 
     # --- end
 
@@ -187,32 +214,36 @@ class Recorder:
             RefuseError: the bytes are not what the source says. They are dropped; send them again.
 
         """
-        await reception.writer.flush()
+        await reception.writer.conclude()
         if sha256 not in {None, reception.writer.digests.sha256}:
             await self.drop(reception, "checksum")
             raise RefuseError("the bytes that came have another SHA-256; send them again", field="X-Recording-Sha256")
         async with self._source_lock(reception):
+            # First: one that was finished but for its last move is then one that this may repeat.
+            unfinished = await self._unfinished_before(reception)
             repeated = await self._repeated(reception)
             if repeated is not None:
                 await self.drop(reception, "repeat")
                 return repeated
-            generation = await self._absorb_unfinished(reception)
+            generation = await self._absorb(reception, unfinished)
             return await self.seal_copy(reception, "complete", generation)
 
     async def let_go(self, reception: Reception) -> None:
-        """Detach a source that went away. What came is made durable and stays open; a body without a byte is dropped."""
+        """Detach a source that went away. What came is made durable and stays open; without a byte it is dropped."""
         if self._receptions.get(reception.name.artifact_id) is not reception:
             return
         reception.attached = False
         with anyio.CancelScope(shield=True):
             try:
-                if reception.size_bytes == 0:
+                if reception.is_empty:
                     await self.drop(reception, "empty")
                 else:
                     await reception.writer.sync()
+                    if reception.writer.is_concluded:  # but it could not be sealed now
+                        await self.detach(reception)
             except PipelineError as error:
                 log.warning("intake.detach_failed", artifact=str(reception.name.artifact_id), reason=error.reason)
-                self.forget(reception)
+                await self.detach(reception)
 
     async def refuse(self, reception: Reception) -> None:
         """Drop a body that is over its limit, and say so."""
@@ -222,7 +253,7 @@ class Recorder:
         self, reception: Reception, ending: Literal["complete", "recovered"], generation: int
     ) -> Answer:
         """Seal media as they came."""
-        await reception.writer.flush()
+        await reception.writer.conclude()
         digests = reception.writer.digests
         verdict = reception.check.verdict(digests.size_bytes)
         manifest = manifest_of(
@@ -237,13 +268,20 @@ class Recorder:
 
     async def seal(self, reception: Reception, manifest: Manifest) -> Answer:
         """Write the manifest and carry out the move. If that fails the artifact is open still, and recovered later."""
-        self.forget(reception)
-        return await self._moves.seal(reception, manifest)
+        async with self._artifact_lock(reception.name):
+            self._take(reception)
+            return await self._moves.seal(reception, manifest)
 
     async def drop(self, reception: Reception, why: str, failure: Failure | None = None) -> None:
         """Remove an open artifact whose bytes are held elsewhere, or were never acknowledged."""
+        async with self._artifact_lock(reception.name):
+            self._take(reception)
+            await self._moves.drop(reception, why, failure)
+
+    async def detach(self, reception: Reception) -> None:
+        """Let go of what is in memory and of the file; the artifact waits on disk as far as it came."""
         self.forget(reception)
-        await self._moves.drop(reception, why, failure)
+        await reception.writer.close()
 
     def forget(self, reception: Reception) -> None:
         """Let go of what is in memory; unless it was sealed or dropped, the artifact waits on disk."""
@@ -263,6 +301,23 @@ class Recorder:
         return object_contact(known.initial_contact, tenant.instance.instance_id)[0]
 
     # --- inside
+
+    def _take(self, reception: Reception) -> None:
+        """Take it out of everybody else's hands, under its lock."""
+        if self._receptions.get(reception.name.artifact_id) is not reception:
+            raise WriterClosedError("this recording was taken over meanwhile; ask for its offset and go on from there")
+        self.forget(reception)
+
+    def _in_memory(self, name: ArtifactName) -> Reception | None:
+        reception = self._receptions.get(name.artifact_id)
+        if reception is not None and reception.writer.is_broken:
+            self.forget(reception)
+            return None
+        return reception
+
+    def _artifact_lock(self, name: ArtifactName) -> anyio.Lock:
+        """Get the lock of one artifact: it is opened again, sealed and dropped by one task at a time."""
+        return self._artifact_locks.setdefault(name.artifact_id, anyio.Lock())
 
     def _remember(
         self, tenant: Tenant, writer: ArtifactWriter, head: Head, tags: tuple[str, ...], created: datetime
@@ -311,12 +366,12 @@ class Recorder:
         tags = await tenant.ring.tags(kind, source_id)
         for name in reversed(self._store.index.generations(tenant.instance.instance_id, tags)):
             if name.standing is State.OPEN:
-                return self._receptions.get(name.artifact_id) or await self.reopen(tenant, name)
+                return await self.reopen(tenant, name)
         return None
 
     def _source_lock(self, reception: Reception) -> anyio.Lock:
-        """One decision at a time about which generations of a source stay."""
-        return self._locks.setdefault((reception.name.instance_id, reception.tags[0]), anyio.Lock())
+        """Get the lock of one source: one decision at a time about which of its generations stay."""
+        return self._source_locks.setdefault((reception.name.instance_id, reception.tags[0]), anyio.Lock())
 
     def _earlier(self, reception: Reception) -> list[ArtifactName]:
         held = self._store.index.generations(reception.name.instance_id, reception.tags)
@@ -336,16 +391,24 @@ class Recorder:
                 return answer
         return None
 
-    async def _absorb_unfinished(self, reception: Reception) -> int:
+    async def _unfinished_before(self, reception: Reception) -> list[Reception]:
+        """Bring the other unfinished bodies of the same source into memory."""
+        found = [
+            await self.reopen(reception.tenant, name)
+            for name in self._earlier(reception)
+            if name.standing is State.OPEN
+        ]
+        return [old for old in found if old is not None and not old.attached]
+
+    async def _absorb(self, reception: Reception, unfinished: list[Reception]) -> int:
         """Drop unfinished bodies that this one begins with; give the generation that is then free for it."""
         generation = reception.name.generation
-        for name in self._earlier(reception):
-            if name.standing is not State.OPEN:
+        for old in unfinished:
+            if old.attached or not await self._history.contains(reception, old):
                 continue
-            old = self._receptions.get(name.artifact_id) or await self.reopen(reception.tenant, name)
-            if old is None or old.attached or not await self._history.contains(reception, old):
-                continue
+            # What was acknowledged of the old one must be durable in the new one first.
+            await reception.writer.sync()
             await self.drop(old, "continued")
-            generation = min(generation, name.generation)
-            reception.told = True
+            generation = min(generation, old.name.generation)
+            reception.told = reception.told or old.told
         return generation

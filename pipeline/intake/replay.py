@@ -6,6 +6,7 @@ from uuid import UUID
 import anyio
 import structlog
 
+from pipeline.errors import RefuseError
 from pipeline.events import parse
 from pipeline.ids import InstanceId, RecordingId, new_artifact_id
 from pipeline.intake.contacts import ContactTable
@@ -66,5 +67,8 @@ class Replay:
         try:
             for event in parse(raw):
                 self._contacts.merge(instance_id, event)
+        except RefuseError as error:
+            # It was taken once; what is known of one contact is not worth more than all that comes in.
+            log.warning("journal.not_replayed", instance=str(instance_id), field=error.field)
         finally:
             self._names.next = None

@@ -92,6 +92,6 @@ def facts_of(reception: Reception, contact: Contact | None) -> Facts:
 
 
 def _stamp(reception: Reception, contact: Contact | None) -> datetime:
-    """Take the contact's start, so that all its recordings share it; unknown: the source's word, then the first byte."""
+    """Take the contact's start, which all its recordings share; unknown: the source's word, then the first byte."""
     started = contact.started if contact else None
     return started or reception.head.started or reception.created

@@ -72,7 +72,7 @@ class Sweep:
             await self._guarded(reception.name, partial(self._look_after, reception, now))
         for name in self._on_disk_only():
             since = self._seen.setdefault(name.artifact_id, now)
-            if now - since > self._idle_s(name):
+            if now - since > self._idle_s(name) and not self._recorder.is_sent_again(name):
                 del self._seen[name.artifact_id]
                 await self._guarded(name, partial(self._reopen, name))
 
@@ -95,7 +95,8 @@ class Sweep:
 
     async def _look_after(self, reception: Reception, now: float) -> None:
         if not reception.attached and now - reception.touched > self._idle_s(reception.name):
-            await self._seal(reception)
+            if not self._recorder.is_sent_again(reception.name):
+                await self._seal(reception)
             return
         try:
             await reception.tenant.ring.sealing(reception.name.key_id)
@@ -105,15 +106,14 @@ class Sweep:
             if self._seals_on:
                 await self._seal(reception)
             else:
-                self._recorder.forget(reception)
-                reception.writer.close()
+                await self._recorder.detach(reception)
 
     async def _seal(self, reception: Reception) -> None:
         if self._recorder.reception(reception.name.artifact_id) is not reception:
             return
         if is_transcript(reception):
             await self._chats.seal(reception, "recovered")
-        elif reception.size_bytes == 0:
+        elif reception.is_empty:
             await self._recorder.drop(reception, "empty")
         else:
             await self._recorder.seal_copy(reception, "recovered", reception.name.generation)

@@ -2,8 +2,8 @@
 
 What a commit asks for happens in this order, each step durable before the next:
 
-1. sync artifact files and the directories of new ones, and volumes of buckets on this machine;
-2. write small files aside (receipts) and sync them;
+1. write small files (receipts) aside;
+2. sync artifact files, the directories of new ones, volumes of buckets on this machine, and the files of step 1;
 3. append lines to the logs (audit, status events) and sync those;
 4. rename, and sync each directory whose names changed;
 5. unlink what the renames made superfluous (not synced: the scan at start does it again).
@@ -11,18 +11,27 @@ What a commit asks for happens in this order, each step durable before the next:
 A commit is acknowledged only when all of it holds; a failing one takes no other with it, but for what they share.
 """
 
+import contextlib
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import anyio
 import anyio.to_thread
 
-from pipeline.errors import PipelineError, StoreIoError
+from pipeline.errors import PipelineError, StoppingError, StoreIoError
 from pipeline.interim.logs import AppendLogs, LogLine
 from pipeline.ports import FileSystem
 
+_T = TypeVar("_T")
+
+_WORTH_A_FLUSH = 8
+"""Commits in a group from which on one sync of the volume costs less than it saves."""
+_SLOW_FLUSH_S = 0.25
+_NO_FLUSH_S = 60.0
 _LARGEST_GROUP = 256
 """Commits in one group. More would only make the first of them wait longer."""
 
@@ -51,21 +60,30 @@ class _Pending:
 class GroupCommit:
     """Collects commits while one group is on the disk; the next group takes all that came meanwhile."""
 
-    def __init__(self, files: FileSystem) -> None:
+    def __init__(self, files: FileSystem, *, volume: str | None = None) -> None:
+        """`volume` is a path on the volume that the commits are for: see `_flush`, which needs it."""
         self._files = files
+        self._volume = volume
+        self._no_flush_until = 0.0
         self._logs = AppendLogs(files)
         self._queue: list[_Pending] = []
+        self._in_hand: list[_Pending] = []
         self._wake = anyio.Event()
         self._limiter = anyio.CapacityLimiter(1)
         self._stopping = False
+        self._ended = False
 
     async def commit(self, commit: Commit) -> None:
         """Wait until `commit` is durable. Not cancellable: its handles are in use until then.
 
         Raises:
-            StoreFullError, StoreIoError: a step failed; nothing of what follows it in the list above was done.
+            StoreFullError, StoreIoError: a step failed; nothing of what follows it in the list above was done, and
+                `renames` were undone. A handle that was not synced must not be synced again.
+            StoppingError: the service ends; it may or may not be durable.
 
         """
+        if self._ended:
+            raise _ended()
         pending = _Pending(commit)
         self._queue.append(pending)
         self._wake.set()
@@ -82,12 +100,20 @@ class GroupCommit:
                     await self._wake.wait()
                 self._wake = anyio.Event()
                 group, self._queue = self._queue[:_LARGEST_GROUP], self._queue[_LARGEST_GROUP:]
-                if group:
-                    with anyio.CancelScope(shield=True):
-                        await anyio.to_thread.run_sync(self._carry_out, group, limiter=self._limiter)
-                    for pending in group:
-                        pending.done.set()
+                if not group:
+                    continue
+                self._in_hand = group
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(self._carry_out, group, limiter=self._limiter)
+                for pending in group:
+                    pending.done.set()
         finally:
+            # Whoever waits can't be cancelled, so nobody may be left waiting.
+            self._ended = True
+            for pending in self._in_hand + self._queue:
+                if not pending.done.is_set():
+                    pending.error = pending.error or _ended()
+                    pending.done.set()
             self._logs.close()
 
     def stop(self) -> None:
@@ -98,16 +124,26 @@ class GroupCommit:
     # --- in the thread
 
     def _carry_out(self, group: list[_Pending]) -> None:
+        aside: dict[int, list[_Pending]] = {}
         for pending in group:
-            self._attempt([pending], partial(self._sync_files, pending.commit))
+            self._attempt([pending], partial(self._write_aside, pending, aside))
+        self._flush(group)
+        # A handle that several commits share is synced once: after a failed sync a second one would succeed and lie.
+        self._shared(group, lambda commit: commit.handles, self._files.sync)
         self._shared(group, lambda commit: commit.directories, self._files.sync_directory)
         self._shared(group, lambda commit: commit.volumes, self._files.sync_volume)
-        for pending in _alive(group):
-            self._attempt([pending], partial(self._write_aside, pending.commit))
+        for handle, concerned in aside.items():
+            self._attempt(concerned, partial(self._files.sync, handle))
+            self._files.close(handle)
         self._append_lines(_alive(group))
         for pending in _alive(group):
             self._attempt([pending], partial(self._rename, pending.commit))
+        renamed = _alive(group)
+        self._flush(renamed)
         self._shared(group, _changed_directories, self._files.sync_directory)
+        for pending in renamed:
+            if pending.error is not None:
+                self._undo_renames(pending.commit)
         for pending in _alive(group):
             self._attempt([pending], partial(self._unlink, pending.commit))
 
@@ -123,14 +159,15 @@ class GroupCommit:
                 pending.error.__cause__ = error
 
     def _shared(
-        self, group: list[_Pending], wanted: Callable[[Commit], Iterable[str]], step: Callable[[str], None]
+        self, group: list[_Pending], wanted: Callable[[Commit], Iterable[_T]], step: Callable[[_T], None]
     ) -> None:
-        by_path: dict[str, list[_Pending]] = defaultdict(list)
+        """Do a step once for everything that somebody wants it for."""
+        wanting: dict[_T, list[_Pending]] = defaultdict(list)
         for pending in _alive(group):
-            for path in wanted(pending.commit):
-                by_path[path].append(pending)
-        for path, concerned in by_path.items():
-            self._attempt(concerned, partial(step, path))
+            for each in wanted(pending.commit):
+                wanting[each].append(pending)
+        for each, concerned in wanting.items():
+            self._attempt(concerned, partial(step, each))
 
     def _append_lines(self, group: list[_Pending]) -> None:
         by_log: dict[str, list[_Pending]] = defaultdict(list)
@@ -142,20 +179,26 @@ class GroupCommit:
         for path, concerned in by_log.items():
             self._attempt(concerned, partial(self._logs.append, path, lines[path]))
 
-    def _sync_files(self, commit: Commit) -> None:
-        for handle in commit.handles:
-            self._files.sync(handle)
+    def _flush(self, group: list[_Pending]) -> None:
+        """Bring all of a large group on its way at once; the syncs that follow, which alone count, then wait little.
 
-    def _write_aside(self, commit: Commit) -> None:
-        for path, content in commit.files:
+        32 artifacts: 13 ms instead of 33. Not on a volume where others' writes make it slow.
+        """
+        started = time.monotonic()
+        if self._volume is None or len(group) < _WORTH_A_FLUSH or started < self._no_flush_until:
+            return
+        with contextlib.suppress(PipelineError):
+            self._files.sync_volume(self._volume)
+        if time.monotonic() - started > _SLOW_FLUSH_S:
+            self._no_flush_until = time.monotonic() + _NO_FLUSH_S
+
+    def _write_aside(self, pending: _Pending, opened: dict[int, list[_Pending]]) -> None:
+        for path, content in pending.commit.files:
             aside = path + ".tmp"
             self._files.unlink(aside)
             handle = self._files.create(aside)
-            try:
-                self._files.append(handle, [content])
-                self._files.sync(handle)
-            finally:
-                self._files.close(handle)
+            opened[handle] = [pending]
+            self._files.append(handle, [content])
 
     def _rename(self, commit: Commit) -> None:
         for path, _ in commit.files:
@@ -163,9 +206,19 @@ class GroupCommit:
         for source, target in commit.renames:
             self._files.rename(source, target)
 
+    def _undo_renames(self, commit: Commit) -> None:
+        """Give names back that could not be made durable: whoever asked goes on under the old ones."""
+        for source, target in reversed(commit.renames):
+            with contextlib.suppress(PipelineError, FileNotFoundError):
+                self._files.rename(target, source)
+
     def _unlink(self, commit: Commit) -> None:
         for path in commit.unlinks:
             self._files.unlink(path)
+
+
+def _ended() -> StoppingError:
+    return StoppingError("the service is stopping; what was not confirmed is not durable")
 
 
 def _alive(group: list[_Pending]) -> list[_Pending]:

@@ -4,10 +4,11 @@ A line counts once its log was synced. A torn last line (no line feed) was by de
 when the log is opened again. Used by one thread at a time.
 """
 
+import contextlib
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from pipeline.errors import StoreIoError
+from pipeline.errors import PipelineError
 from pipeline.ports import FileSystem
 
 _OPEN_LOGS = 128
@@ -33,11 +34,15 @@ class AppendLogs:
     def append(self, path: str, lines: list[bytes]) -> None:
         """Write lines and sync them. All or nothing, also after a crash: see the torn line above."""
         handle = self._handle(path)
+        end = self._files.size(handle)
         try:
             self._files.append(handle, [b"\n".join(lines) + b"\n"])
             self._files.sync(handle)
-        except StoreIoError:
-            # After a failed sync the page cache may lie: this handle is never used again.
+        except PipelineError:
+            # After a failed sync the page cache may lie: this handle is never used again, and the lines are cut off,
+            # so that the next ones are not written behind a hole.
+            with contextlib.suppress(PipelineError):
+                self._files.truncate(handle, end)
             self._files.close(self._open.pop(path))
             raise
 
@@ -63,11 +68,15 @@ class AppendLogs:
         except FileNotFoundError:
             self._files.make_directory(directory)
             handle = self._files.create(path)
+        try:
+            whole = _whole_lines(self._files, handle)
+            if whole < self._files.size(handle):
+                self._files.truncate(handle, whole)
+            # Also of a log that was there: the process that made it may have died before it did this.
             self._files.sync_directory(directory)
-            return handle
-        whole = _whole_lines(self._files, handle)
-        if whole < self._files.size(handle):
-            self._files.truncate(handle, whole)
+        except BaseException:
+            self._files.close(handle)
+            raise
         return handle
 
 

@@ -108,10 +108,10 @@ class ArtifactReader:
 
         """
         at, end = offset, offset + len(buffer)
+        if not 0 <= at <= end <= self.media_bytes:
+            raise SegmentForgedError("an artifact is shorter than its manifest says")
         index = bisect_right(self._starts, offset) - 1
         while at < end:
-            if not 0 <= index < len(self._media):
-                raise SegmentForgedError("an artifact is shorter than its manifest says")
             entry = self._media[index]
             size = plaintext_size(entry.frame.sealed_size)
             start = at - entry.media_offset

@@ -46,10 +46,11 @@ NEXT: dict[tuple[State, Event], State] = {
 }
 
 _HEX = "[0-9a-f]{32}"
+_NUMBER = "(?:0|[1-9][0-9]{0,14})"  # spelled in one way only, so that a name that is read is the name that is written
 _NAME = re.compile(
     rf"(?P<artifact>{_HEX})\.(?P<instance>{_HEX})\.(?P<kind>voice|screen|chat)\.(?P<key>{_HEX})"
     r"\.(?P<tag>[0-9a-f]{16})\.g(?P<generation>[1-9][0-9]{0,8})"
-    r"(?:\.(?P<size>[0-9]{1,15}))?\.(?P<seq>[0-9]{1,9})\.(?P<state>open|sealed|done)"
+    rf"(?:\.(?P<size>{_NUMBER}))?\.(?P<seq>{_NUMBER})\.(?P<state>open|sealed|done)"
     r"(?:\.poison\.(?P<code>[a-z0-9-]{1,64}))?",
 )
 

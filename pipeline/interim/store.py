@@ -17,17 +17,19 @@ import msgspec
 
 from pipeline.crypt.artifact import HEADER_SIZE, Header, Sealer
 from pipeline.crypt.segments import DataKey, SegmentType
-from pipeline.errors import HaltError, SegmentForgedError, StoreFullError, StoreIoError
+from pipeline.errors import HaltError, PipelineError, SegmentForgedError, StoreFullError, StoreIoError
+from pipeline.ids import ArtifactId
 from pipeline.interim.commit import Commit, GroupCommit
 from pipeline.interim.index import Index
 from pipeline.interim.logs import LogLine
 from pipeline.interim.reader import ArtifactReader
-from pipeline.interim.recovery import Recovered, recover
+from pipeline.interim.recovery import Recovered, recover, renew
 from pipeline.interim.states import ArtifactName, State, parse_name
 from pipeline.interim.writer import ArtifactWriter, Digests, OutBuffers, Tally
 from pipeline.ports import FileSystem
 
 FORMAT_VERSION = 1
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError)
 _PER_ARTIFACT = 8 * 1024
 """Room kept for each undelivered artifact's receipt, events and audit records."""
 _SHARDS = [f"{number:02x}" for number in range(256)]
@@ -62,6 +64,8 @@ class InterimStore:
         self._buffers = OutBuffers()
         self._free_bytes = free_bytes
         self._until_room_check = 0
+        self._unsure: set[ArtifactId] = set()
+        """Open artifacts whose last sync failed: what can be read of them may not be on the disk."""
 
     # --- start
 
@@ -90,36 +94,33 @@ class InterimStore:
         for shard in _SHARDS:
             self._files.make_directory(f"{self.root}/artifacts/{shard}")
         self._files.make_directory(self.lost)
+        # Also of folders that were there: the process that made them may have died before it did this.
+        self._files.sync_directory(f"{self.root}/artifacts")
+        self._files.sync_directory(self.root)
         return marker.store_id
 
     def scan(self) -> Scanned:
         """Read all names into the index, and end what a crash left half done. Opens no artifact."""
         moved = finished = 0
         for shard in _SHARDS:
-            receipts: dict[UUID, ArtifactName] = {}
-            names: list[ArtifactName] = []
-            for text in self._files.names(f"{self.root}/artifacts/{shard}"):
-                if text.endswith(".tmp"):
-                    self._files.unlink(f"{self.root}/artifacts/{shard}/{text}")
-                    continue
-                try:
-                    name = parse_name(text)
-                except SegmentForgedError:
-                    self._aside(shard, text)
-                    moved += 1
-                    continue
-                names.append(name)
-                if name.state is State.DELIVERED:
-                    receipts[name.artifact_id] = name
+            names, strangers = self._listed(shard)
+            for text in strangers:
+                self._aside(shard, text)
+            receipts = {name.artifact_id: name for name in names if name.standing is State.DELIVERED}
+            moved += len(strangers)
             for name in names:
-                if name.state is State.SEALED and name.artifact_id in receipts:
-                    if self._receipt_agrees(receipts[name.artifact_id], name):
+                receipt = receipts.get(name.artifact_id)
+                if name.standing is State.SEALED and receipt is not None:
+                    if self._receipt_agrees(receipt, name):
                         self._files.unlink(self.path(name))
                         finished += 1
                         continue
                     self._aside(shard, str(receipts.pop(name.artifact_id)))
                     moved += 1
-                if name.state is not State.DELIVERED or name.artifact_id in receipts:
+            for name in names:
+                is_gone = name.standing is State.SEALED and name.artifact_id in receipts
+                is_aside = name.standing is State.DELIVERED and name.artifact_id not in receipts
+                if not is_gone and not is_aside:
                     self.index.put(name)
         return Scanned(moved, finished)
 
@@ -139,18 +140,24 @@ class InterimStore:
 
         Raises:
             StoreFullError: the room kept for what is already held would be touched.
+            StoreIoError: the disk refuses.
 
         """
-        self.check_room()
+        if self._until_room_check > 0:
+            self._until_room_check -= 1
+        else:
+            self.check_room()
+            self._until_room_check = _ROOM_CHECKED_EVERY
         header = Header(name.kind, name.instance_id, name.artifact_id, name.key_id, created).pack()
         sealer = Sealer(key, header)
         segment = sealer.seal(SegmentType.EVENT, head, 0)
         tally = Tally()
         tally.count(SegmentType.EVENT, len(head))
-        handle = self._files.create(self.path(name))
+        with _present():
+            handle = self._files.create(self.path(name))
         try:
             self._files.append(handle, [header, segment])
-        except StoreFullError:
+        except PipelineError:
             self._files.close(handle)
             self._files.unlink(self.path(name))
             raise
@@ -160,50 +167,46 @@ class InterimStore:
     async def recover(self, name: ArtifactName, key: DataKey) -> tuple[ArtifactWriter, Recovered] | None:
         """Open an artifact again that a crash or a failed write left: see `interim.recovery`.
 
-        Gives None if it held nothing that was ever acknowledged; it is then gone.
+        Gives None if it held nothing that was ever acknowledged; what there is of it is then in `lost+found/`.
+
+        Raises:
+            SegmentForgedError: damage below what was acknowledged; nothing was changed.
+            StoreFullError, StoreIoError: come back later.
+
         """
-        handle = self._files.open(self.path(name), write=True)
-        lost = f"{self.lost}/{name.artifact_id.hex}.{secrets.token_hex(4)}.tail"
-        try:
-            found = await anyio.to_thread.run_sync(recover, self._files, handle, name, key, lost)
-        except BaseException:
-            self._files.close(handle)
-            raise
+        with anyio.CancelScope(shield=True):  # a file that nobody holds would never be closed
+            handle, found = await anyio.to_thread.run_sync(self._reopened, name, key)
         if found is None:
             self._files.close(handle)
-            await self.drop(name, ())
+            lost = f"{self.lost}/{secrets.token_hex(4)}.{name}"
+            await self._commits.commit(Commit(renames=((self.path(name), lost),)))
+            self.index.remove(name.artifact_id)
             return None
         sealer = Sealer(key, found.header, index=found.index, media_offset=found.digests.size_bytes)
         return self._writer(name, handle, sealer, found.digests, found.tally, end=found.end, synced=found.end), found
 
     def check_room(self) -> None:
-        """Refuse new artifacts before the disk is full.
+        """Refuse new artifacts, and more of those that are open, before the disk is full.
 
         Raises:
             StoreFullError: less is free than what is held will need for its receipts, events and audit records.
 
         """
-        if self._until_room_check > 0:
-            self._until_room_check -= 1
-            return
         undelivered = len(self.index) - self.index.count(State.DELIVERED)
         needed = self._free_bytes + undelivered * _PER_ARTIFACT
-        if self._files.free_bytes(self.root) < needed:
+        with _present():
+            free = self._files.free_bytes(self.root)
+        if free < needed:
             raise StoreFullError("the interim store has no room for more; what it holds is safe and being delivered")
-        self._until_room_check = _ROOM_CHECKED_EVERY
 
     # --- moves
 
     async def seal(self, writer: ArtifactWriter, target: ArtifactName, lines: Sequence[LogLine]) -> None:
-        """Sync a finished artifact and give it its sealed name. Its manifest must have been written."""
-        source = writer.name
-        commit = Commit(
-            handles=(writer.handle,),
-            lines=(*writer.take_lines(), *lines),
-            renames=((self.path(source), self.path(target)),),
-        )
-        await self._commits.commit(commit)
-        writer.close()
+        """Sync a finished artifact and give it its sealed name. Its manifest must have been written.
+
+        The writer is closed, whatever happens.
+        """
+        await writer.finish(lines, (self.path(writer.name), self.path(target)))
         self.index.put(target)
 
     async def settle(
@@ -249,10 +252,8 @@ class InterimStore:
             SegmentForgedError: its header and name disagree, or its segments don't fit together.
 
         """
-        try:
+        with _present():
             handle = self._files.open(self.path(name))
-        except FileNotFoundError as error:
-            raise StoreIoError("an artifact's file is not where its name says") from error
         try:
             yield ArtifactReader(self._files, handle, name, key, limit=limit)
         finally:
@@ -260,7 +261,8 @@ class InterimStore:
 
     def receipt(self, name: ArtifactName) -> bytes:
         """Read a delivered artifact's receipt."""
-        handle = self._files.open(self.path(name))
+        with _present():
+            handle = self._files.open(self.path(name))
         try:
             return self._files.read(handle, 0, self._files.size(handle))
         finally:
@@ -283,7 +285,29 @@ class InterimStore:
             files=self._files,
             commits=self._commits,
             buffers=self._buffers,
+            check_room=self.check_room,
+            on_failure=self._unsure.add,
         )
+
+    def _reopened(self, name: ArtifactName, key: DataKey) -> tuple[int, Recovered | None]:
+        path = self.path(name)
+        with _present():
+            handle = self._files.open(path, write=True)
+        try:
+            if name.artifact_id in self._unsure:
+                handle = renew(self._files, handle, path)
+            # Unsure again until the sync that recovery ends with.
+            self._unsure.add(name.artifact_id)
+            found = recover(self._files, handle, name, key, f"{self.lost}/{secrets.token_hex(4)}.{name}.tail")
+            self._unsure.discard(name.artifact_id)
+        except SegmentForgedError:
+            self._unsure.discard(name.artifact_id)
+            self._files.close(handle)
+            raise
+        except BaseException:
+            self._files.close(handle)
+            raise
+        return handle, found
 
     def _marker(self) -> _Marker | None:
         try:
@@ -292,7 +316,7 @@ class InterimStore:
             return None
         try:
             return msgspec.json.decode(self._files.read(handle, 0, 4096), type=_Marker)
-        except msgspec.MsgspecError as error:
+        except _UNREADABLE as error:
             raise HaltError("store.json is damaged; restore it from a backup") from error
         finally:
             self._files.close(handle)
@@ -302,24 +326,41 @@ class InterimStore:
         aside = f"{self.root}/store.json.tmp"
         self._files.unlink(aside)
         handle = self._files.create(aside)
-        self._files.append(handle, [msgspec.json.encode(marker)])
-        self._files.sync(handle)
-        self._files.close(handle)
+        try:
+            self._files.append(handle, [msgspec.json.encode(marker)])
+            self._files.sync(handle)
+        finally:
+            self._files.close(handle)
         self._files.rename(aside, f"{self.root}/store.json")
         self._files.sync_directory(self.root)
 
+    def _listed(self, shard: str) -> tuple[list[ArtifactName], list[str]]:
+        """Give the artifacts of a shard, and the names of what is not ours; what was being written aside is removed."""
+        names: list[ArtifactName] = []
+        strangers: list[str] = []
+        for text in self._files.names(f"{self.root}/artifacts/{shard}"):
+            name = _name_in(shard, text.removesuffix(".tmp"))
+            if name is None:
+                strangers.append(text)
+            elif not text.endswith(".tmp"):
+                names.append(name)
+            else:
+                self._files.unlink(f"{self.root}/artifacts/{shard}/{text}")
+        return names, strangers
+
     def _aside(self, shard: str, text: str) -> None:
         """Keep what is not ours, out of the way."""
-        safe = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in text)[:120]
+        safe = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "_" for letter in text)
+        safe = safe[:200]
         self._files.rename(f"{self.root}/artifacts/{shard}/{text}", f"{self.lost}/{secrets.token_hex(4)}.{safe}")
 
     def _receipt_agrees(self, receipt: ArtifactName, sealed: ArtifactName) -> bool:
         """Tell whether a receipt found beside media is that media's."""
         try:
             said = msgspec.json.decode(self.receipt(receipt), type=_ReceiptClaim)
-        except msgspec.MsgspecError:
+        except (*_UNREADABLE, StoreIoError):
             return False
-        return (UUID(said.artifact_id), said.generation, said.size_bytes) == (
+        return (said.artifact_id, said.generation, said.size_bytes) == (
             sealed.artifact_id,
             sealed.generation,
             sealed.size_bytes,
@@ -329,6 +370,23 @@ class InterimStore:
 class _ReceiptClaim(msgspec.Struct, frozen=True, rename="camel"):
     """As much of a receipt as the scan needs."""
 
-    artifact_id: str
+    artifact_id: UUID
     generation: int
     size_bytes: int
+
+
+def _name_in(shard: str, text: str) -> ArtifactName | None:
+    try:
+        name = parse_name(text)
+    except SegmentForgedError:
+        return None
+    return name if name.shard == shard else None
+
+
+@contextmanager
+def _present() -> Iterator[None]:
+    """Take a file or folder that is not there for trouble with the disk: names are only ever changed here."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StoreIoError("a file of the store is not where its name says") from error

@@ -53,7 +53,9 @@ def survey(root: str, files: FileSystem) -> Survey:
             except SegmentForgedError:
                 strangers.append(f"{shard}/{text}")
                 continue
-            if name.artifact_id not in found or name.standing is State.DELIVERED:  # a durable receipt outlives its media
+            if (
+                name.artifact_id not in found or name.standing is State.DELIVERED
+            ):  # a durable receipt outlives its media
                 found[name.artifact_id] = name
         names += found.values()
     return Survey(tuple(sorted(names, key=lambda name: name.artifact_id)), tuple(sorted(strangers)))

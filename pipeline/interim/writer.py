@@ -2,11 +2,13 @@
 
 Any failed write or sync closes the writer for good, since the page cache may lie after it; what was acknowledged is
 safe, and `recovery` finds it. Small segments are sealed inline, since a hop to a thread costs more than the cipher;
-large ones in a thread, together with their hashes and their write.
+large ones in a thread, together with their hashes and their write. Whatever touches the file holds the lock, closing
+it included: a descriptor that was closed may be another file's by the time it is used.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import anyio
@@ -16,6 +18,7 @@ from awscrt import checksums
 from pipeline.crypt.artifact import FRAME_PREFIX, Sealer
 from pipeline.crypt.segments import SEGMENT_LIMIT, SegmentType, sealed_size
 from pipeline.errors import DeferError, WriterClosedError
+from pipeline.ids import ArtifactId
 from pipeline.interim.commit import Commit, GroupCommit
 from pipeline.interim.logs import LogLine
 from pipeline.interim.states import ArtifactName
@@ -25,6 +28,8 @@ INLINE_LIMIT = 256 * 1024
 """Plaintext up to here is sealed on the event loop: 0.1 ms."""
 _SYNC_EVERY = 8 * 1024 * 1024
 """Unsynced bytes that make a writer sync by itself; recovery counts on never more than 16 MiB."""
+_SMALL = 16 * 1024
+"""Pieces below this are joined while they wait: many tiny ones would take far more memory than their bytes."""
 _OUT_SIZE = FRAME_PREFIX + sealed_size(SEGMENT_LIMIT)
 
 
@@ -107,6 +112,8 @@ class ArtifactWriter:
         files: FileSystem,
         commits: GroupCommit,
         buffers: OutBuffers,
+        check_room: Callable[[], None],
+        on_failure: Callable[[ArtifactId], None],
     ) -> None:
         self.name = name
         self.path = path
@@ -121,8 +128,11 @@ class ArtifactWriter:
         self._files = files
         self._commits = commits
         self._buffers = buffers
-        self._waiting: list[memoryview] = []
+        self._check_room = check_room
+        self._on_failure = on_failure
+        self._waiting: deque[bytearray | memoryview] = deque()
         self._waiting_bytes = 0
+        self._concluded = False
         self._broken = False
         self._lock = anyio.Lock()
 
@@ -142,22 +152,34 @@ class ArtifactWriter:
         return self._waiting_bytes > 0 or self._end > self._synced
 
     @property
+    def is_concluded(self) -> bool:
+        """No more media is taken."""
+        return self._concluded
+
+    @property
     def is_broken(self) -> bool:
         """A write or sync failed: nothing more can be written through this object."""
         return self._broken
 
     async def append(self, chunk: bytes) -> None:
-        """Take media. Durable only after `sync`; seals and writes whole segments as they fill."""
-        self._check()
-        self._waiting.append(memoryview(chunk))
-        self._waiting_bytes += len(chunk)
+        """Take media. Durable only after `sync`; seals and writes whole segments as they fill.
+
+        Raises:
+            StoreFullError: the room kept for what is held would be touched; what was taken can still be synced.
+            WriterClosedError, StoreIoError: ask for the offset and go on from there.
+
+        """
+        self._check_open()
+        self._wait_with(chunk)
         if self._waiting_bytes < SEGMENT_LIMIT:
             return
         async with self._lock:
+            self._check_open()
             while self._waiting_bytes >= SEGMENT_LIMIT:
+                self._check_room()
                 await self._write_media(SEGMENT_LIMIT)
-            if self._end - self._synced >= _SYNC_EVERY:
-                await self._sync()
+                if self._end - self._synced >= _SYNC_EVERY:
+                    await self._sync()
 
     async def append_records(self, kind: SegmentType, records: Sequence[bytes]) -> None:
         """Write each of `records` as a segment of its own, behind the media taken so far."""
@@ -179,24 +201,49 @@ class ArtifactWriter:
             await self._flush()
             await self._sync()
 
-    async def flush(self) -> None:
-        """Write all that was taken, without making it durable."""
+    async def conclude(self) -> None:
+        """Write all that was taken, without making it durable; no more media is taken from then on."""
         async with self._lock:
             self._check()
+            self._concluded = True
             await self._flush()
 
-    def close(self) -> None:
+    async def finish(self, lines: Sequence[LogLine], rename: tuple[str, str]) -> None:
+        """Make all that was written durable, and its new name with it; the file is let go, whatever happens."""
+        async with self._lock:
+            self._check()
+            every = (*self._take_lines(), *lines)
+            try:
+                await self._commit(Commit(handles=(self.handle,), lines=every, renames=(rename,)))
+            finally:
+                self._close()
+
+    async def close(self) -> None:
         """Let the file go. What was not synced may be lost, and was never acknowledged."""
+        with anyio.CancelScope(shield=True):
+            async with self._lock:
+                self._close()
+
+    # --- under the lock
+
+    def _close(self) -> None:
         if not self._broken:
             self._broken = True
             self._files.close(self.handle)
 
-    def take_lines(self) -> tuple[LogLine, ...]:
-        """Hand over the log lines that wait for the next commit."""
+    def _fail(self) -> None:
+        """Close, and let it be known that what was not synced may never be, although it can be read."""
+        self._on_failure(self.name.artifact_id)
+        self._close()
+
+    def _take_lines(self) -> tuple[LogLine, ...]:
         lines, self.lines = tuple(self.lines), []
         return lines
 
-    # --- under the lock
+    def _check_open(self) -> None:
+        self._check()
+        if self._concluded:
+            raise WriterClosedError("this recording is being sealed; send what is left under the same source id")
 
     def _check(self) -> None:
         if self._broken:
@@ -209,12 +256,15 @@ class ArtifactWriter:
     async def _sync(self) -> None:
         end, taken = self._end, self.digests.size_bytes
         directories = () if self._synced else (self.path.rpartition("/")[0],)
-        try:
-            await self._commits.commit(Commit(handles=(self.handle,), directories=directories, lines=self.take_lines()))
-        except DeferError:
-            self.close()
-            raise
+        await self._commit(Commit(handles=(self.handle,), directories=directories, lines=self._take_lines()))
         self._synced, self.durable_bytes = end, taken
+
+    async def _commit(self, commit: Commit) -> None:
+        try:
+            await self._commits.commit(commit)
+        except DeferError:
+            self._fail()
+            raise
 
     async def _write_media(self, size_bytes: int) -> None:
         parts = self._take(size_bytes)
@@ -240,18 +290,26 @@ class ArtifactWriter:
         try:
             self._files.append(self.handle, sealed)
         except DeferError:
-            self.close()
+            self._fail()
             raise
+
+    def _wait_with(self, chunk: bytes) -> None:
+        self._waiting_bytes += len(chunk)
+        last = self._waiting[-1] if self._waiting else None
+        if len(chunk) >= _SMALL:
+            self._waiting.append(memoryview(chunk))
+        elif isinstance(last, bytearray) and len(last) < _SMALL:
+            last += chunk
+        else:
+            self._waiting.append(bytearray(chunk))
 
     def _take(self, size_bytes: int) -> list[memoryview]:
         """Take exactly that many waiting bytes, in order."""
         parts, wanted = [], size_bytes
         while wanted:
-            part = self._waiting[0]
-            if len(part) <= wanted:
-                self._waiting.pop(0)
-            else:
-                self._waiting[0] = part[wanted:]
+            part = memoryview(self._waiting.popleft())
+            if len(part) > wanted:
+                self._waiting.appendleft(part[wanted:])
                 part = part[:wanted]
             parts.append(part)
             wanted -= len(part)

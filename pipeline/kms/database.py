@@ -85,10 +85,12 @@ class Database:
         self._sql.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._sql.execute("COMMIT")
         except BaseException:
-            self._sql.execute("ROLLBACK")
+            # SQLite may have rolled back already, but after a COMMIT that a full disk refused it has not.
+            if self._sql.in_transaction:
+                self._sql.execute("ROLLBACK")
             raise
-        self._sql.execute("COMMIT")
 
     # --- reading, once at start
 

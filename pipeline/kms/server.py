@@ -5,19 +5,15 @@ itself: they take a fraction of a millisecond, less than a hop to a thread and b
 """
 
 import contextlib
-import ctypes
-import resource
 import signal
-import socket
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
 import anyio
 import anyio.to_thread
-import uvicorn
 import uvloop
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -32,15 +28,16 @@ from pipeline.kms.config import KmsConfig
 from pipeline.kms.refusal import KmsRefusalError
 from pipeline.kms.signature import HttpCall
 from pipeline.kms.trail import sync_descriptor
+from pipeline.listening import listening, url_of
+from pipeline.listening import serve as serve_http
+from pipeline.process import harden
 
 BODY_BYTES = 1024 * 1024
 _BODY_S = 30
 _CONNECTIONS = 512
-_DRAIN_S = 5
 _UPKEEP_S = 1
 _TOO_LARGE = KmsRefusalError("RequestEntityTooLargeException", "A request body has at most 1 MiB.", status=413)
 _TOO_SLOW = KmsRefusalError("RequestTimeoutException", "The request body did not arrive in time.", status=408)
-_PR_SET_DUMPABLE = 4
 WHAT = (
     "recording-pipeline key server: the AWS KMS API for machines without AWS and for tests; it is no AWS KMS and no HSM"
 )
@@ -63,56 +60,29 @@ async def serve_authority(
     authority: Authority, host: str, port: int, *, stop: anyio.Event, started: Callable[[str], None] | None = None
 ) -> None:
     """Serve an open authority at an address until `stop`."""
-    with _listening(host, port) as listener:
-        url = f"http://{_bracketed(host)}:{listener.getsockname()[1]}"
-        server = _Server(
-            uvicorn.Config(
-                _application(authority),
-                loop="none",
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                limit_concurrency=_CONNECTIONS,
-                timeout_graceful_shutdown=_DRAIN_S,
-            ),
-            lambda: started(url) if started is not None else None,
-        )
+    ended = anyio.Event()
+    failures: list[OSError] = []
+    with listening(host, port) as listener:
+
+        def tell() -> None:
+            if started is not None:
+                started(url_of(listener))
+
         async with anyio.create_task_group() as tg:
-            tg.start_soon(_upkeep, authority, server, name="kms-upkeep")
-            tg.start_soon(_until, stop, server, name="kms-stop")
-            await server.serve(sockets=[listener])
+            tg.start_soon(_upkeep, authority, ended, failures, name="kms-upkeep")
+            tg.start_soon(_pass_on, stop, ended, name="kms-stop")
+            await serve_http(_application(authority), listener, ended, started=tell, connections=_CONNECTIONS)
             tg.cancel_scope.cancel()
-    if server.failure is not None:
-        raise HaltError("The key server's trail can't be synced; nothing more is served.") from server.failure
+    if failures:
+        raise HaltError("The key server's trail can't be synced; nothing more is served.") from failures[0]
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, leaving signals to the program and telling when it serves."""
-
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._tell = started
-        self.failure: OSError | None = None
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._tell()
-
-
-async def _until(stop: anyio.Event, server: uvicorn.Server) -> None:
+async def _pass_on(stop: anyio.Event, ended: anyio.Event) -> None:
     await stop.wait()
-    server.should_exit = True
+    ended.set()
 
 
-async def _upkeep(authority: Authority, server: _Server) -> None:
+async def _upkeep(authority: Authority, ended: anyio.Event, failures: list[OSError]) -> None:
     """Every second, sync the trail and destroy the keys that are due. A trail that can't be synced ends the server."""
     while True:
         await anyio.sleep(_UPKEEP_S)
@@ -125,8 +95,8 @@ async def _upkeep(authority: Authority, server: _Server) -> None:
         try:
             await anyio.to_thread.run_sync(sync_descriptor, descriptor)
         except OSError as error:
-            server.failure = error
-            server.should_exit = True
+            failures.append(error)
+            ended.set()
             return
 
 
@@ -186,23 +156,6 @@ def _response(answer: Answer) -> Response:
     return Response(answer.body, answer.status, headers, "application/x-amz-json-1.1")
 
 
-@contextlib.contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise HaltError(f"The key server can't listen on port {port}: {error.strerror}.") from error
-    with listener:
-        # Accepted sockets inherit it. asyncio sets it only on sockets made with an explicit protocol number, and
-        # without it every answer, sent as head and body, waits 40 ms for the client's delayed acknowledgement.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        yield listener
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
 # --- the command
 
 
@@ -210,7 +163,7 @@ def run(config_path: Path) -> int:
     """Run the server until SIGTERM or SIGINT; says on standard error what it is and where it listens."""
     try:
         config = configuration.load(config_path)
-        _harden()
+        harden()
         uvloop.run(_serve_until_signal(config))
     except HaltError as error:
         _say(str(error))
@@ -242,12 +195,6 @@ async def _serve_until_signal(config: KmsConfig) -> None:
         tg.cancel_scope.cancel()
     if failure is not None:
         raise failure
-
-
-def _harden() -> None:
-    """Keep keys out of core dumps, and other processes of this user out of this one's memory."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _say(text: str) -> None:

@@ -16,9 +16,9 @@ from pipeline.delivery.probe import probe
 from pipeline.delivery.proof import Receipt, Subject, Verdict, compare, verify
 from pipeline.delivery.upload import checksum_text
 from pipeline.errors import DestinationBusyError, DestinationHeldError, HoldCode, RefuseError
-from pipeline.ids import Kind, RecordingId
+from pipeline.ids import ArtifactId, InstanceId, Kind, RecordingId
 from pipeline.instances import Storage
-from pipeline.ports import Destination, ObjectExistsError, PutRequest, UploadLostError
+from pipeline.ports import Buffer, Destination, ObjectExistsError, PutRequest, UploadLostError
 from tests.s3_strict import STORAGE, StrictDestination
 from tests.servers import Bucket, localstack_bucket, moto_bucket, seaweedfs_bucket
 
@@ -63,23 +63,22 @@ async def localstack(tmp_path: Path) -> AsyncIterator[Bench]:
         yield bench
 
 
-def new_request(storage: Storage, body: bytes, **changes: str) -> PutRequest:
+def new_request(storage: Storage, body: bytes, crc64nvme_text: str | None = None) -> PutRequest:
     metadata = {"rid": str(uuid4()), "gen": "1", "sha256": "0" * 64}
-    crc = checksum_text(crc64nvme(body))
+    crc = crc64nvme_text or checksum_text(crc64nvme(body))
     key = f"{storage.prefix}/2026/11/23/{uuid4()}_20261123T14:05_UTC.wav"
-    return replace(PutRequest(key, len(body), crc, "audio/wav", metadata), **changes)  # type: ignore[arg-type]
+    return PutRequest(key, len(body), crc, "audio/wav", metadata)
 
 
 def _subject(request: PutRequest) -> Subject:
-    rid = RecordingId(uuid4())
     return Subject(
-        recording_id=rid,
-        artifact_id=rid,
-        instance_id=rid,
+        recording_id=RecordingId(uuid4()),
+        artifact_id=ArtifactId(uuid4()),
+        instance_id=InstanceId(uuid4()),
         kind=Kind.VOICE,
         generation=1,
         sha256=request.metadata["sha256"],
-    )  # type: ignore[arg-type]
+    )
 
 
 async def a_written_object_is_proven_and_read_back(bench: Bench) -> None:
@@ -117,7 +116,7 @@ async def a_taken_key_is_not_written_again(bench: Bench) -> None:
 async def bytes_with_another_checksum_are_not_taken(bench: Bench) -> None:
     if not bench.thorough:
         return
-    request = new_request(bench.storage, b"sent", crc64nvme=checksum_text(crc64nvme(b"meant")))
+    request = new_request(bench.storage, b"sent", checksum_text(crc64nvme(b"meant")))
     with pytest.raises(DestinationBusyError):
         await bench.destination.put(request, b"sent")
     assert await bench.destination.head(request.key) is None
@@ -135,9 +134,10 @@ async def a_multipart_upload_becomes_one_proven_object(bench: Bench) -> None:
         new_request(bench.storage, b""), size_bytes=len(first) + len(second), crc64nvme=checksum_text(whole)
     )
     upload_id = await bench.destination.create_multipart(request)
+    bodies: list[Buffer] = [first, second]
     parts = [
         await bench.destination.upload_part(request.key, upload_id, number, body, checksum_text(crc64nvme(body)))
-        for number, body in enumerate((first, second), start=1)
+        for number, body in enumerate(bodies, start=1)
     ]
     await bench.destination.complete_multipart(request, upload_id, parts)
     head = await bench.destination.head(request.key)
@@ -145,6 +145,7 @@ async def a_multipart_upload_becomes_one_proven_object(bench: Bench) -> None:
     assert head.size_bytes == request.size_bytes
     assert compare(request, bench.storage, head) is Verdict.MINE
     assert await bench.destination.read(request.key, 5 * MIB - 1, 4) == b"xand"
+    assert await bench.destination.read(request.key, 1, 5 * MIB) == first[1:].tobytes() + second[:1]
     assert await bench.destination.unfinished(request.key) == []
 
 

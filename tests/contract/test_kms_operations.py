@@ -1,17 +1,22 @@
 """The key server's operations, asked through AWS' own client: states, names, contexts, limits, rotation, deletion."""
 
-import base64
-import contextlib
-import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ClientError
 
-from pipeline.kms.grants import new_token, token_grant
-from tests.kms_server import ACCOUNT, IDENTITIES, OTHER_ACCOUNT, REGION, RunningKeyServer, running_key_server
+from tests.kms_server import (
+    ACCOUNT,
+    IDENTITIES,
+    OTHER_ACCOUNT,
+    REGION,
+    RunningKeyServer,
+    code_of,
+    new_key,
+    running_key_server,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,19 +25,6 @@ if TYPE_CHECKING:
 
 CONTEXT = {"pipeline:instanceId": "a", "pipeline:dataClass": "recordings_interim"}
 DISABLED, PENDING, OK = "DisabledException", "KMSInvalidStateException", None
-
-
-async def code_of(call: Awaitable[Any]) -> str | None:
-    """Give the error code that a call ends with, or None if it succeeds."""
-    try:
-        await call
-    except ClientError as error:
-        return error.response["Error"]["Code"]
-    return None
-
-
-async def new_key(kms: "KMSClient") -> str:
-    return (await kms.create_key())["KeyMetadata"]["Arn"]
 
 
 class Prepared:
@@ -383,98 +375,3 @@ async def test_a_dry_run_says_that_it_would_work_and_changes_nothing(tmp_path: "
         assert [one["GrantId"] for one in (await kms.list_grants(KeyId=key))["Grants"]] == [grant]
         await kms.disable_key(KeyId=key)
         assert await code_of(kms.encrypt(KeyId=key, Plaintext=b"x", DryRun=True)) == "DisabledException"
-
-
-async def test_the_trail_has_one_record_for_every_call(tmp_path: "Path") -> None:
-    async with running_key_server(tmp_path) as server, server.client("service") as kms:
-        key = await new_key(kms)
-        made = await kms.generate_data_key(KeyId=key, KeySpec="AES_256", EncryptionContext=CONTEXT)
-        opened = await kms.decrypt(CiphertextBlob=made["CiphertextBlob"], EncryptionContext=CONTEXT)
-        await code_of(kms.describe_key(KeyId="alias/none"))
-        records = server.trail()
-    assert [record["eventName"] for record in records] == ["CreateKey", "GenerateDataKey", "Decrypt", "DescribeKey"]
-    _, generated, decrypted, failed = records
-    assert decrypted["requestID"] == opened["ResponseMetadata"]["RequestId"]
-    assert decrypted["requestParameters"] == {
-        "encryptionContext": CONTEXT,
-        "encryptionAlgorithm": "SYMMETRIC_DEFAULT",
-    }
-    assert generated["requestParameters"] == {"keyId": key, "keySpec": "AES_256", "encryptionContext": CONTEXT}
-    assert generated["additionalEventData"] == {"keyMaterialId": made["KeyMaterialId"]}
-    assert decrypted["resources"] == [{"accountId": ACCOUNT, "type": "AWS::KMS::Key", "ARN": key}]
-    assert decrypted["userIdentity"]["arn"] == IDENTITIES["service"].principal
-    assert decrypted["userIdentity"]["type"] == "AssumedRole"
-    assert (failed["errorCode"], failed["readOnly"]) == ("NotFoundException", True)
-    assert not _has(records, made["Plaintext"])
-
-
-def _has(records: list[dict[str, Any]], secret: bytes) -> bool:
-    text = repr(records)
-    return any(form in text for form in (base64.b64encode(secret).decode(), secret.hex(), repr(secret)[2:-1]))
-
-
-async def test_keys_states_grants_and_aliases_survive_a_restart(tmp_path: "Path") -> None:
-    async with running_key_server(tmp_path) as server, server.client() as kms:
-        key = await new_key(kms)
-        blob = (await kms.encrypt(KeyId=key, Plaintext=b"kept", EncryptionContext=CONTEXT))["CiphertextBlob"]
-        await kms.rotate_key_on_demand(KeyId=key)
-        await kms.create_alias(AliasName="alias/kept", TargetKeyId=key)
-        grant = await kms.create_grant(
-            KeyId=key,
-            GranteePrincipal=IDENTITIES["bare"].principal,
-            Operations=["Decrypt"],
-            Constraints={"EncryptionContextSubset": {"pipeline:instanceId": "a"}},
-            Name="kept",
-        )
-        before = [await _view(kms, key)]
-        asleep = await new_key(kms)
-        await kms.schedule_key_deletion(KeyId=asleep, PendingWindowInDays=8)
-        before.append(await _view(kms, asleep))
-    async with running_key_server(tmp_path) as server, server.client() as kms, server.client("bare") as bare:
-        assert [await _view(kms, key), await _view(kms, asleep)] == before
-        token = grant["GrantToken"]
-        opened = await bare.decrypt(CiphertextBlob=blob, EncryptionContext=CONTEXT, GrantTokens=[token])
-        assert opened["Plaintext"] == b"kept"
-
-
-async def _view(kms: "KMSClient", key: str) -> list[Any]:
-    answers: list[Any] = [
-        await kms.describe_key(KeyId=key),
-        await kms.list_grants(KeyId=key),
-        await kms.list_aliases(KeyId=key),
-        await kms.get_key_policy(KeyId=key),
-    ]
-    return [{name: value for name, value in answer.items() if name != "ResponseMetadata"} for answer in answers]
-
-
-async def test_a_full_disk_gives_no_key_out_without_a_record(tmp_path: "Path") -> None:
-    async with running_key_server(tmp_path) as server, server.client() as kms:
-        key = await new_key(kms)
-        with _full_trail(server), pytest.raises(ClientError) as refused:
-            await kms.generate_data_key(KeyId=key, KeySpec="AES_256")
-        assert refused.value.response["Error"]["Code"] == "KMSInternalException"
-        assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 500
-        assert "Plaintext" not in refused.value.response
-
-
-@contextlib.contextmanager
-def _full_trail(server: RunningKeyServer) -> Iterator[None]:
-    """Make every write of the trail fail: a device that is always full takes the file's place."""
-    trail = server.authority.trail
-    kept = os.dup(trail._file)
-    full = os.open("/dev/full", os.O_WRONLY)
-    os.dup2(full, trail._file)
-    try:
-        yield
-    finally:
-        os.dup2(kept, trail._file)
-        os.close(full)
-        os.close(kept)
-
-
-def test_a_token_of_another_server_is_none_of_ours() -> None:
-    token = new_token(b"a" * 32, "ab" * 32)
-    assert token_grant(b"a" * 32, token) == "ab" * 32
-    assert token_grant(b"b" * 32, token) is None
-    assert token_grant(b"a" * 32, token[:-4]) is None
-    assert token_grant(b"a" * 32, "no token") is None

@@ -1,4 +1,4 @@
-"""The embedded servers: real ones, real processes. What they keep survives kill -9 of their owner, and of themselves."""
+"""The embedded servers: real ones, real processes. All that they keep survives kill -9."""
 
 import base64
 import json
@@ -245,7 +245,7 @@ def test_commands_are_refused_before_the_first_start(tmp_path: Path) -> None:
 def test_secrets_that_can_not_be_read_are_not_made_again(tmp_path: Path) -> None:
     (tmp_path / "embedded").mkdir()
     (tmp_path / "embedded" / "secrets.json").write_text("{}")
-    with pytest.raises(HaltError, match="secrets.json"), opened(settings(tmp_path)):
+    with pytest.raises(HaltError, match=r"secrets\.json"), opened(settings(tmp_path)):
         pass
     assert (tmp_path / "embedded" / "secrets.json").read_text() == "{}"
 

@@ -1,0 +1,72 @@
+"""The command line: wires the commands, and ends each with an exit code that says what to do next."""
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from pipeline.commands import doctor, feed, get, instance, kms, ls, put, screen, serve, status, verify
+from pipeline.commands.exits import HELP, code_of
+from pipeline.errors import PipelineError
+
+
+class Commands(TyperGroup):
+    """The commands. Errors of ours become a line and an exit code, never a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PipelineError as error:
+            _end(error)
+        except BaseExceptionGroup as group:
+            # What a task group raises; of several errors one is told, and others are its consequence or its like.
+            ours, others = group.split(PipelineError)
+            if ours is None or others is not None:
+                raise
+            _end(_first(ours))
+
+
+def _first(group: BaseExceptionGroup[PipelineError]) -> PipelineError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _end(error: PipelineError) -> None:
+    screen.note(f"pipeline: {screen.told(error)}")
+    raise typer.Exit(code_of(error))
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="pipeline",
+    help="Hold contact-centre recordings encrypted, and deliver each to its tenant's own bucket with proof.",
+    epilog=HELP,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+instances = typer.Typer(
+    help="Add, list, probe and remove instances (tenants).", no_args_is_help=True, rich_markup_mode="markdown"
+)
+
+app.command(epilog=serve.EXAMPLE)(serve.serve)
+app.command(epilog=put.EXAMPLE)(put.put)
+app.command(epilog=feed.EXAMPLE)(feed.feed)
+app.command(epilog=ls.EXAMPLE)(ls.ls)
+app.command(epilog=status.EXAMPLE)(status.status)
+app.command(epilog=get.EXAMPLE)(get.get)
+app.command(epilog=verify.EXAMPLE)(verify.verify)
+app.add_typer(instances, name="instance")
+instances.command("add", epilog=instance.EXAMPLES["add"])(instance.add)
+instances.command("list", epilog=instance.EXAMPLES["list"])(instance.list_instances)
+instances.command("probe", epilog=instance.EXAMPLES["probe"])(instance.probe)
+instances.command("remove", epilog=instance.EXAMPLES["remove"])(instance.remove)
+app.command(epilog=kms.EXAMPLE)(kms.kms)
+app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

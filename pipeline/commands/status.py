@@ -1,0 +1,162 @@
+"""`pipeline status`: what waits, for how long, and why."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from pipeline.commands import screen
+from pipeline.commands.exits import ExitCode
+from pipeline.commands.ls import Shown, shown
+from pipeline.commands.options import ConfigOption, JsonOption, Site, StateDirOption, open_site
+from pipeline.errors import HoldCode
+
+if TYPE_CHECKING:
+    from pipeline.delivery.holds import Hold
+    from pipeline.ids import InstanceId
+    from pipeline.interim.states import ArtifactName
+
+EXAMPLE = "Example: pipeline status --json"
+
+ACTIONS: Mapping[HoldCode, str] = {
+    HoldCode.KEY_DISABLED: "enable the KMS key",
+    HoldCode.KEY_PENDING_DELETION: "cancel the deletion of the KMS key, now: what is sealed under it would be lost",
+    HoldCode.KEY_INVALID_STATE: "see the state of the KMS key",
+    HoldCode.KEY_ACCESS_DENIED: "allow this service GenerateDataKey, Decrypt and DescribeKey on the KMS key",
+    HoldCode.KEY_NOT_FOUND: "check the KMS key's ARN in the instance's file",
+    HoldCode.KEY_UNREACHABLE: "check the way to the key service",
+    HoldCode.KEY_MISMATCH: "restore the key ring's files: a wrapped key is not its instance's",
+    HoldCode.DESTINATION_ACCESS_DENIED: "allow this service to write to the bucket, and check its owner",
+    HoldCode.DESTINATION_MISSING: "check the bucket's name and Region",
+    HoldCode.DESTINATION_WRONG_KEY: "objects in the bucket are under another KMS key: re-encrypt them",
+    HoldCode.DESTINATION_UNREACHABLE: "check the way to the bucket",
+}
+"""What a person can do about a hold. It then ends by itself."""
+
+
+def status(config: ConfigOption = None, state_dir: StateDirOption = None, as_json: JsonOption = False) -> None:
+    """Say how long the oldest undelivered recording has waited; then counts, and what is held and why.
+
+    Exit code 4 if anything is held, else 1 if a recording needs a person (poison), else 0.
+    """
+    facts = _facts(open_site(config, state_dir))
+    if as_json:
+        screen.emit(facts)
+    else:
+        _show(facts)
+    if facts["holds"]:
+        raise typer.Exit(ExitCode.WAITING)
+    if facts["poison"]["count"]:
+        raise typer.Exit(ExitCode.FOUND)
+
+
+def _facts(site: Site) -> dict[str, Any]:
+    from pipeline.adapters.disk import Disk, holder
+    from pipeline.delivery.holds import read_holds
+    from pipeline.interim.states import State
+    from pipeline.interim.survey import survey
+
+    files = Disk()
+    now = datetime.now(UTC)
+    found = survey(site.root, files)
+    waiting, opened, poison = (found.standing(state) for state in (State.SEALED, State.OPEN, State.POISON))
+    pid = holder(f"{site.root}/lock")
+    return {
+        "oldestUndelivered": _oldest(site, waiting, now),
+        "oldestOpen": _oldest(site, opened, now),
+        "open": {"count": len(opened), "bytes": _on_disk(site, opened)},
+        "sealed": {"count": len(waiting), "bytes": sum(name.size_bytes or 0 for name in waiting)},
+        "poison": {"count": len(poison), "bytes": _on_disk(site, poison)},
+        "delivered": {"count": len(found.standing(State.DELIVERED))},
+        "instances": _by_instance(site, found.names),
+        "holds": [_hold(site, hold) for hold in read_holds(f"{site.root}/holds", files)],
+        "strangers": len(found.strangers),
+        "service": {"running": pid is not None, "pid": pid},
+        "configurationProblems": len(site.loaded.problems),
+    }
+
+
+def _oldest(site: Site, names: "list[ArtifactName]", now: datetime) -> dict[str, Any] | None:
+    from pipeline.interim.survey import begun
+
+    if not names:
+        return None
+    name = names[0]
+    return {
+        "ageS": round((now - begun(name)).total_seconds(), 3),
+        "begun": begun(name).isoformat(timespec="milliseconds"),
+        "artifactId": str(name.artifact_id),
+        "instance": site.alias(name.instance_id),
+        "kind": name.kind,
+    }
+
+
+def _on_disk(site: Site, names: "Iterable[ArtifactName]") -> int:
+    """Add up what files take; one that has moved on meanwhile is passed over."""
+    from pathlib import Path
+
+    total = 0
+    for name in names:
+        try:
+            total += Path(site.root, "artifacts", name.path).lstat().st_size
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def _by_instance(site: Site, names: "Iterable[ArtifactName]") -> list[dict[str, Any]]:
+    counts: defaultdict[InstanceId, Counter[str]] = defaultdict(Counter)
+    for instance_id in site.loaded.instances:
+        counts[instance_id] = Counter()
+    for name in names:
+        counts[name.instance_id][shown(name)] += 1
+    return [
+        {"instance": site.alias(instance_id), "instanceId": str(instance_id)}
+        | {state.value: count[state] for state in Shown}
+        for instance_id, count in counts.items()
+    ]
+
+
+def _hold(site: Site, hold: "Hold") -> dict[str, Any]:
+    from pipeline.ids import InstanceId
+
+    return {
+        "instance": site.alias(InstanceId(hold.instance_id)),
+        "instanceId": str(hold.instance_id),
+        "scope": hold.scope,
+        "code": hold.code,
+        "since": hold.inaccessible_since.isoformat(timespec="seconds"),
+        "message": hold.message,
+        "action": ACTIONS[hold.code],
+    }
+
+
+def _show(facts: Mapping[str, Any]) -> None:
+    oldest = facts["oldestUndelivered"]
+    if oldest is None:
+        screen.say("oldest undelivered: none, everything sealed is delivered")
+    else:
+        screen.say(
+            f"oldest undelivered: {screen.age(oldest['ageS'])}"
+            f" ({oldest['kind']} of {oldest['instance']}, {oldest['artifactId']})"
+        )
+    service = facts["service"]
+    screen.say(f"service: running, process {service['pid']}" if service["running"] else "service: not running")
+    for state in ("open", "sealed", "poison"):
+        screen.say(f"{state}: {facts[state]['count']}, {screen.size(facts[state]['bytes'])}")
+    if facts["strangers"]:
+        screen.say(f"{facts['strangers']} files among the artifacts are not ours; the service moves them aside")
+    if facts["configurationProblems"]:
+        screen.say(f"{facts['configurationProblems']} instance files can't be used; see `pipeline instance list`")
+    states = [state.value for state in Shown]
+    rows = [[each["instance"], *(each[state] for state in states)] for each in facts["instances"]]
+    screen.table("", ("instance", *states), rows, right=states)
+    for hold in facts["holds"]:
+        screen.say(
+            f"held since {hold['since']}: {hold['instance']} ({hold['scope']}), {hold['code']}: {hold['message']}"
+        )
+        screen.say(f"  what to do: {hold['action']}")
+    if facts["poison"]["count"]:
+        screen.say("what is poison waits for a person, its bytes kept; see `pipeline ls --state poison`")

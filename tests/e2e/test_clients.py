@@ -1,0 +1,237 @@
+"""Programs that others wrote send recordings: curl as it is used by hand and by recorders, ffmpeg live, raw sockets."""
+
+import base64
+import hashlib
+import json
+import shutil
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+
+import anyio
+import pytest
+
+from pipeline import config
+from pipeline.instances import Limits
+from tests.e2e.journey import MIB, wav
+from tests.node import Caller, node, until
+from tests.sites import Party, Site, Stored, moto_site
+
+CURL, FFMPEG = shutil.which("curl"), shutil.which("ffmpeg")
+pytestmark = pytest.mark.aws
+needs_curl = pytest.mark.skipif(CURL is None, reason="curl is not installed")
+needs_ffmpeg = pytest.mark.skipif(FFMPEG is None, reason="ffmpeg is not installed")
+
+LIMIT = 3 * MIB
+
+
+@dataclass(frozen=True)
+class Said:
+    """What curl printed: the status and the body of the last answer, and its exit code."""
+
+    status: int
+    headers: str
+    body: bytes
+    exit_code: int
+
+
+@asynccontextmanager
+async def small_limits(directory: Path) -> AsyncIterator[tuple[Site, Caller, Party]]:
+    async with moto_site(directory) as site:
+        party = replace(site.acme, instance=replace(site.acme.instance, limits=Limits(recording_bytes=LIMIT)))
+        config.save_instance(site.settings.config_dir, party.instance)
+        http = replace(site.settings.http, body_idle=timedelta(seconds=1))
+        site.settings = replace(site.settings, http=http)
+        async with node(site) as caller:
+            yield site, caller, party
+
+
+async def curl(*arguments: str, stdin: bytes = b"") -> Said:
+    assert CURL is not None
+    command = [CURL, "--silent", "--max-time", "20", "--include", "--write-out", "\n%{http_code}", *arguments]
+    done = await anyio.run_process(command, input=stdin, check=False)
+    answer, _, status = done.stdout.rpartition(b"\n")
+    # Behind interim answers (100 Continue) comes the one that counts.
+    *_, head, body = answer.split(b"\r\n\r\n") if b"\r\n\r\n" in answer else [b"", answer]
+    return Said(int(status), head.decode().lower(), body, done.returncode)
+
+
+async def arrived(site: Site, party: Party, contact: str) -> Stored:
+    """Wait for the only object of a contact."""
+    await until(lambda: any(f"/{contact}_" in location for location in site.published(party)))
+    [stored] = [each for key, each in (await site.objects(party)).items() if f"/{contact}_" in key]
+    return stored
+
+
+def bearer(party: Party) -> tuple[str, str]:
+    return ("--header", f"Authorization: Bearer {party.token}")
+
+
+@needs_curl
+async def test_curl_sends_a_file(tmp_path: Path) -> None:
+    body = wav(2 * MIB + 1)
+    (tmp_path / "call.wav").write_bytes(body)
+    async with small_limits(tmp_path) as (site, caller, acme):
+        url = caller.url + acme.path("c-1", "voice.wav")
+        said = await curl("-T", str(tmp_path / "call.wav"), *bearer(acme), url)
+        assert (said.exit_code, said.status) == (0, 201)
+        assert json.loads(said.body)["sha256"] == hashlib.sha256(body).hexdigest()
+        again = await curl("-T", str(tmp_path / "call.wav"), *bearer(acme), url)
+        assert (again.status, again.body) == (201, said.body)
+        stored = await arrived(site, acme, "c-1")
+        assert (stored.body, stored.content_type) == (body, "audio/wav")
+        assert len(site.published(acme)) == 1
+
+
+@needs_curl
+async def test_a_recorder_that_knows_only_basic_and_urls_is_served(tmp_path: Path) -> None:
+    """FreeSWITCH's http_cache PUTs to a URL that ends in .wav, with the password in the URL or beside it."""
+    body = wav(10_000)
+    (tmp_path / "call.wav").write_bytes(body)
+    async with small_limits(tmp_path) as (site, caller, acme):
+        name = "5f3a8c2e-1111-4000-8000-00000000000a"
+        path = acme.path(name, "voice/2026-11-23-14-05-12_%2B49170.wav")
+        host = caller.url.removeprefix("http://")
+        upload = ("--upload-file", str(tmp_path / "call.wav"))
+        said = await curl(*upload, f"http://freeswitch:{acme.token}@{host}{path}")
+        assert said.status == 201
+        said = await curl(*upload, "--user", f":{acme.token}", caller.url + path)
+        assert said.status == 201
+        said = await curl(*upload, "--user", f"{acme.token}:wrong", caller.url + path)
+        assert said.status == 401
+        assert (await arrived(site, acme, name)).body == body
+
+
+@needs_curl
+async def test_curl_sends_what_has_no_length_yet(tmp_path: Path) -> None:
+    body = wav(1 * MIB + 3)
+    async with small_limits(tmp_path) as (site, caller, acme):
+        said = await curl("-T", "-", *bearer(acme), caller.url + acme.path("c-1", "voice"), stdin=body)
+        assert (said.exit_code, said.status) == (0, 201)
+        assert (await arrived(site, acme, "c-1")).body == body
+
+
+@needs_curl
+async def test_curl_is_told_to_go_on_before_it_sends_a_large_body(tmp_path: Path) -> None:
+    body = wav(2 * MIB)
+    (tmp_path / "call.wav").write_bytes(body)
+    async with small_limits(tmp_path) as (site, caller, acme):
+        upload = ("-T", str(tmp_path / "call.wav"), "--header", "Expect: 100-continue", "--expect100-timeout", "15")
+        with anyio.fail_after(10):  # less than curl would wait by itself
+            said = await curl(*upload, *bearer(acme), caller.url + acme.path("c-1", "voice.wav"))
+        assert said.status == 201
+        assert (await arrived(site, acme, "c-1")).body == body
+
+
+@needs_curl
+async def test_curl_is_refused_with_a_reason_and_nothing_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "large.wav").write_bytes(wav(LIMIT + 1))
+    (tmp_path / "small.wav").write_bytes(wav(100))
+    large, small = ("-T", str(tmp_path / "large.wav")), ("-T", str(tmp_path / "small.wav"))
+    async with small_limits(tmp_path) as (site, caller, acme):
+        url = caller.url + acme.path("c-1", "voice.wav")
+        chunked = ("--header", "Transfer-Encoding: chunked", "--header", "Content-Length:")
+        form = ("--form", f"file=@{tmp_path}/small.wav", "--request", "PUT")
+        cases = [
+            (413, "too-large", (*large, *bearer(acme), url)),
+            (413, "too-large", (*large, *chunked, *bearer(acme), url)),
+            (415, "unsupported-media-type", (*form, *bearer(acme), url)),
+            (415, "unsupported-media-type", (*small, "--header", "Content-Encoding: gzip", *bearer(acme), url)),
+            (401, "unauthorized", (*small, url)),
+            (404, "not-found", (*small, *bearer(acme), caller.url + acme.path("c-1", "fax.tiff"))),
+            (404, "not-found", (*small, *bearer(acme), caller.url + acme.path("..%2Fx/y", "voice"))),
+            (404, "not-found", (*small, *bearer(acme), caller.url + site.borealis.path("c-1", "voice.wav"))),
+            (405, "method", ("--data-binary", f"@{tmp_path}/small.wav", "-H", "Content-Type: audio/wav", *bearer(acme), url)),
+            (400, "refused", (*small, "--header", "X-Recording-Sha256: " + "0" * 64, *bearer(acme), url)),
+            (400, "refused", (*small, "--header", "X-Recording-Start: yesterday", *bearer(acme), url)),
+        ]  # fmt: skip
+        for status, reason, arguments in cases:
+            said = await curl(*arguments)
+            assert said.status == status, arguments
+            assert "content-type: application/problem+json" in said.headers
+            problem = json.loads(said.body)
+            assert (problem["status"], problem["reason"]) == (status, reason)
+        head = await curl("--head", *bearer(acme), url)
+        assert head.status == 404
+        await until(lambda: not site.artifacts("open"))
+        assert site.artifacts("sealed") == site.artifacts("done") == []
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    ("recording", "options", "content_type"),
+    [
+        pytest.param("screen.mp4", ("-movflags", "frag_keyframe+empty_moov", "-f", "mp4"), "video/mp4", id="mp4"),
+        pytest.param("voice.wav", ("-f", "wav"), "audio/wav", id="wav"),
+    ],
+)
+async def test_ffmpeg_writes_live(tmp_path: Path, recording: str, options: tuple[str, ...], content_type: str) -> None:
+    """What ffmpeg writes while it encodes is what it writes to a file: the bucket has the same frames."""
+    assert FFMPEG is not None
+    source = ("testsrc2=size=320x240:rate=5" if content_type == "video/mp4" else "sine=frequency=440:sample_rate=8000")
+    common = [FFMPEG, "-nostdin", "-loglevel", "error"]
+    given = [*common, "-re", "-f", "lavfi", "-i", source, "-t", "1.5", *options]
+    async with small_limits(tmp_path) as (site, caller, acme):
+        headers = f"Authorization: Bearer {acme.token}\r\n"
+        url = caller.url + acme.path("c-1", recording)
+        sent = await anyio.run_process([*given, "-method", "PUT", "-headers", headers, url], check=False)
+        assert (sent.returncode, sent.stderr) == (0, b"")
+        stored = await arrived(site, acme, "c-1")
+    assert stored.content_type == content_type
+    (tmp_path / recording).write_bytes(stored.body)
+    decoded = await anyio.run_process([*common, "-i", str(tmp_path / recording), "-f", "framemd5", "-"])
+    frames = [line for line in decoded.stdout.splitlines() if not line.startswith(b"#")]
+    assert len(frames) >= 7
+
+
+async def test_a_body_that_breaks_off_can_be_resumed(tmp_path: Path) -> None:
+    """A reset connection (SO_LINGER 0) leaves the recording open; what came is there, and the rest completes it."""
+    body = wav(600_000)
+    async with small_limits(tmp_path) as (site, caller, acme):
+        client = _begun(caller, acme, "c-1", len(body))
+        client.sendall(body[:400_000])
+        await until(lambda: site.artifacts("open"))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        with anyio.fail_after(10):
+            while (offset := await caller.offset(acme, "c-1", "voice.wav")) != 400_000:
+                await anyio.sleep(0.05)
+        answer = await caller.put(
+            acme, "c-1", "voice.wav", body[offset:], Content_Range=f"bytes {offset}-{len(body) - 1}/{len(body)}"
+        )
+        assert answer.status == 201
+        assert await caller.offset(acme, "c-1", "voice.wav") is None
+        assert (await arrived(site, acme, "c-1")).body == body
+
+
+async def test_a_slow_client_is_served_and_a_silent_one_is_let_go(tmp_path: Path) -> None:
+    """Bytes now and then keep the line; silence for longer than the limit ends it, and nothing of it is lost."""
+    body = wav(50_000)
+    async with small_limits(tmp_path) as (site, caller, acme):
+        with _begun(caller, acme, "c-slow", len(body)) as slow, _begun(caller, acme, "c-silent", len(body)) as silent:
+            silent.sendall(body[:30_000])
+            for at in range(0, len(body), 5_000):
+                slow.sendall(body[at : at + 5_000])
+                await anyio.sleep(0.3)
+            for client, status in ((slow, b"201"), (silent, b"503")):
+                client.settimeout(10)
+                answer = await anyio.to_thread.run_sync(client.recv, 4096)
+                assert answer.split()[1] == status
+        assert await caller.offset(acme, "c-silent", "voice.wav") == 30_000
+        assert (await arrived(site, acme, "c-slow")).body == body
+
+
+def _begun(caller: Caller, party: Party, contact: str, size_bytes: int) -> socket.socket:
+    """Connect, and send the head of a PUT."""
+    host, port = caller.url.removeprefix("http://").split(":")
+    client = socket.create_connection((host, int(port)))
+    password = base64.b64encode(f"recorder:{party.token}".encode()).decode()
+    client.sendall(
+        f"PUT {party.path(contact, 'voice.wav')} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Basic {password}\r\n"
+        f"Content-Length: {size_bytes}\r\n\r\n".encode()
+    )
+    return client

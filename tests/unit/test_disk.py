@@ -1,0 +1,146 @@
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from pipeline.adapters import disk as disk_module
+from pipeline.adapters.disk import Disk, holder, locked
+from pipeline.errors import HaltError, StoreFullError, StoreIoError
+
+DISK = Disk()
+
+
+def test_files_and_folders_are_nobody_elses(tmp_path: Path) -> None:
+    DISK.make_directory(f"{tmp_path}/a/b")
+    DISK.close(DISK.create(f"{tmp_path}/a/b/file"))
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "a/b").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "a/b/file").stat().st_mode) == 0o600
+
+
+def test_what_was_written_in_pieces_reads_as_one(tmp_path: Path) -> None:
+    handle = DISK.create(f"{tmp_path}/file")
+    pieces = [bytes([number % 256]) * (number % 7) for number in range(2000)]
+    DISK.append(handle, pieces)
+    DISK.append(handle, [bytearray(b"tail"), memoryview(b"-end")])
+    whole = b"".join(pieces) + b"tail-end"
+    assert DISK.size(handle) == len(whole)
+    assert DISK.read(handle, 0, len(whole) + 100) == whole
+    assert DISK.read(handle, len(whole) - 3, 10) == b"end"
+    assert DISK.read(handle, len(whole), 10) == b""
+    room = bytearray(10)
+    assert DISK.read_into(handle, len(whole) - 3, memoryview(room)) == 3
+    assert room[:3] == b"end"
+    DISK.truncate(handle, 5)
+    assert DISK.read(handle, 0, 99) == whole[:5]
+    DISK.append(handle, [b"!"])
+    assert DISK.read(handle, 0, 99) == whole[:5] + b"!"
+    DISK.close(handle)
+
+
+def test_a_taken_name_is_not_taken_again(tmp_path: Path) -> None:
+    DISK.close(DISK.create(f"{tmp_path}/file"))
+    with pytest.raises(FileExistsError):
+        DISK.create(f"{tmp_path}/file")
+
+
+def test_no_symbolic_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "link").symlink_to(tmp_path / "secret")
+    with pytest.raises(StoreIoError):
+        DISK.open(f"{tmp_path}/link")
+    with pytest.raises(StoreIoError):
+        DISK.open(f"{tmp_path}/link", write=True)
+    with pytest.raises(FileExistsError):
+        DISK.create(f"{tmp_path}/link")
+
+
+def test_what_is_missing_is_told_as_the_port_says(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        DISK.open(f"{tmp_path}/none")
+    with pytest.raises(FileNotFoundError):
+        DISK.rename(f"{tmp_path}/none", f"{tmp_path}/other")
+    DISK.unlink(f"{tmp_path}/none")
+    assert DISK.names(f"{tmp_path}/none") == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("call", ["writev", "fsync", "rename", "mkdir"])
+def test_a_full_disk_has_its_own_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+) -> None:
+    handle = DISK.create(f"{tmp_path}/file")
+
+    def refuse(*_args: object, **_named: object) -> None:
+        raise OSError(code, "no room")
+
+    monkeypatch.setattr(disk_module.os, call, refuse)
+    with pytest.raises(StoreFullError):
+        match call:
+            case "writev":
+                DISK.append(handle, [b"x"])
+            case "fsync":
+                DISK.sync(handle)
+            case "rename":
+                DISK.rename(f"{tmp_path}/file", f"{tmp_path}/other")
+            case "mkdir":
+                DISK.make_directory(f"{tmp_path}/new")
+    monkeypatch.undo()
+    DISK.close(handle)
+
+
+def test_half_a_write_is_cut_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = DISK.create(f"{tmp_path}/file")
+    DISK.append(handle, [b"before"])
+    real = os.writev
+
+    def half(descriptor: int, views: list[memoryview]) -> int:
+        monkeypatch.setattr(disk_module.os, "writev", full)
+        return real(descriptor, [views[0][:3]])
+
+    def full(_descriptor: int, _views: list[memoryview]) -> int:
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(disk_module.os, "writev", half)
+    with pytest.raises(StoreFullError):
+        DISK.append(handle, [b"half of this"])
+    monkeypatch.undo()
+    assert DISK.read(handle, 0, 99) == b"before"
+    DISK.close(handle)
+
+
+def test_an_error_of_the_disk_never_comes_raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = DISK.create(f"{tmp_path}/file")
+    DISK.close(handle)
+    DISK.close(handle)
+    for call in (DISK.sync, DISK.size):
+        with pytest.raises(StoreIoError):
+            call(handle)
+    with pytest.raises(StoreIoError):
+        DISK.append(handle, [b"x"])
+    with pytest.raises(StoreIoError):
+        DISK.names(f"{tmp_path}/file")
+    with pytest.raises(StoreIoError):
+        DISK.unlink(str(tmp_path))
+
+
+def test_volumes_and_free_room_are_known(tmp_path: Path) -> None:
+    DISK.sync_volume(str(tmp_path))
+    DISK.sync_directory(str(tmp_path))
+    facts = os.statvfs(tmp_path)
+    assert abs(DISK.free_bytes(str(tmp_path)) - facts.f_bavail * facts.f_frsize) < 2**30
+
+
+def test_a_store_has_one_process(tmp_path: Path) -> None:
+    path = f"{tmp_path}/lock"
+    assert holder(path) is None
+    with locked(path):
+        assert holder(path) == os.getpid()
+        with pytest.raises(HaltError, match="another process"), locked(path):
+            raise AssertionError
+        assert holder(path) == os.getpid()
+    assert holder(path) is None
+    with locked(path):
+        pass

@@ -1,0 +1,206 @@
+import gc
+import hashlib
+import os
+import tracemalloc
+from base64 import b64encode
+from pathlib import Path
+
+import anyio
+import pytest
+from awscrt import checksums
+
+from pipeline.crypt.artifact import HEADER_SIZE
+from pipeline.crypt.segments import SEGMENT_LIMIT, SegmentType
+from pipeline.errors import StoreFullError, StoreIoError, WriterClosedError
+from pipeline.interim.reader import ArtifactReader
+from pipeline.interim.writer import INLINE_LIMIT, ArtifactWriter
+from tests.store_fixture import MARKER, Node, WatchedDisk, World, node, settled, source
+
+MIB = 1024 * 1024
+
+
+async def writer_of(process: Node) -> ArtifactWriter:
+    return (await process.recorder.begin(process.a, source())).writer
+
+
+async def read_back(process: Node, writer: ArtifactWriter) -> tuple[bytes, list[int]]:
+    """Give all media that are in whole segments, and the sizes of the segments."""
+    key = await process.a.ring.opening(writer.name.key_id)
+    with process.store.reading(writer.name, key, limit=writer.end) as reader:
+        body = bytearray(reader.media_bytes)
+        reader.read_into(0, memoryview(body))
+        return bytes(body), sizes(reader)
+
+
+def sizes(reader: ArtifactReader) -> list[int]:
+    return [entry.frame.plaintext_size for entry in reader.entries if entry.frame.type is SegmentType.MEDIA]
+
+
+async def test_nothing_is_durable_before_a_sync_and_everything_is_after_it(tmp_path: Path) -> None:
+    async with node(World(root=tmp_path)) as process:
+        writer = await writer_of(process)
+        await writer.append(b"abc")
+        assert (writer.size_bytes, writer.durable_bytes, writer.is_dirty) == (3, 0, True)
+        process.files.done.clear()
+        await writer.sync()
+        assert (writer.size_bytes, writer.durable_bytes, writer.is_dirty) == (3, 3, False)
+        first = process.files.operations("append", "sync", "sync_directory")[:3]
+        assert first == [("append", writer.path), ("sync", writer.path), ("sync_directory", str(Path(writer.path).parent))]
+        process.files.done.clear()
+        await writer.append(b"def")
+        await writer.sync()
+        assert ("sync_directory", str(Path(writer.path).parent)) not in process.files.done
+
+
+@pytest.mark.parametrize(
+    "size",
+    [1, 16 * 1024, INLINE_LIMIT - 1, INLINE_LIMIT, INLINE_LIMIT + 1, MIB - 1, MIB, MIB + 1, 2 * MIB, 2 * MIB + 1],
+)
+@pytest.mark.parametrize("piece", [3 * MIB, 65536, 100_003])
+async def test_any_size_in_any_pieces_is_held_byte_for_byte(tmp_path: Path, size: int, piece: int) -> None:
+    body = os.urandom(size)
+    async with node(World(root=tmp_path)) as process:
+        writer = await writer_of(process)
+        for at in range(0, size, piece):
+            await writer.append(body[at : at + piece])
+        await writer.sync()
+        held, segments = await read_back(process, writer)
+        assert held == body
+        assert max(segments) <= SEGMENT_LIMIT
+        assert writer.digests.sha256 == hashlib.sha256(body).hexdigest()
+        crc = checksums.crc64nvme(body)
+        assert writer.digests.crc64nvme == crc
+        assert b64encode(crc.to_bytes(8, "big"))
+
+
+async def test_records_stand_behind_the_media_that_came_before_them(tmp_path: Path) -> None:
+    async with node(World(root=tmp_path)) as process:
+        writer = await writer_of(process)
+        await writer.append(b"before")
+        await writer.append_records(SegmentType.EVENT, [b'{"type":"x","data":1}', b'{"type":"y","data":2}'])
+        await writer.append(b"after")
+        await writer.sync()
+        key = await process.a.ring.opening(writer.name.key_id)
+        with process.store.reading(writer.name, key, limit=writer.end) as reader:
+            assert [entry.frame.type.name for entry in reader.entries] == ["EVENT", "MEDIA", "EVENT", "EVENT", "MEDIA"]
+            assert [record.type for record in reader.records()] == ["x", "y"]
+        assert (writer.tally.media_segments, writer.tally.event_segments) == (2, 3)
+
+
+async def test_a_long_body_is_synced_on_its_way_so_that_recovery_can_count_on_it(tmp_path: Path) -> None:
+    async with node(World(root=tmp_path)) as process:
+        writer = await writer_of(process)
+        await writer.append(bytes(20 * MIB))
+        assert writer.durable_bytes >= 12 * MIB
+        assert writer.end - HEADER_SIZE > 0
+        assert len([path for operation, path in process.files.done if (operation, path) == ("sync", writer.path)]) == 2
+
+
+async def test_many_tiny_pieces_take_little_more_memory_than_their_bytes(tmp_path: Path) -> None:
+    async with node(World(root=tmp_path)) as process:
+        writer = await writer_of(process)
+        gc.collect()
+        tracemalloc.start()
+        for _ in range(60_000):
+            await writer.append(b"x")
+        used, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert used < 500_000
+        await writer.sync()
+        assert (await read_back(process, writer))[0] == b"x" * 60_000
+
+
+@pytest.mark.parametrize("error", [StoreIoError("EIO"), StoreFullError("ENOSPC")])
+@pytest.mark.parametrize("operation", ["sync", "append", "sync_directory"])
+async def test_a_writer_whose_disk_refused_is_closed_for_good(
+    tmp_path: Path, operation: str, error: StoreIoError
+) -> None:
+    async with node(World(root=tmp_path)) as process:
+        writer = await writer_of(process)
+        await writer.append(b"abc")
+        process.files.refuse(operation, f"/artifacts/{writer.name.shard}", error=error)
+        with pytest.raises(type(error)):
+            await writer.sync()
+        assert writer.is_broken
+        assert writer.durable_bytes == 0
+        assert process.files.done.count(("close", writer.path)) == 1
+        process.files.done.clear()
+        for refused in (writer.append(b"x"), writer.sync(), writer.conclude(), writer.append_records(SegmentType.EVENT, [b"{}"])):
+            with pytest.raises(WriterClosedError):
+                await refused
+        await writer.close()
+        assert process.files.done == []
+
+
+async def test_whoever_waited_for_a_writer_that_broke_does_not_write_through_its_descriptor(tmp_path: Path) -> None:
+    """The descriptor is closed by then, and may be another file's."""
+    async with node(World(root=tmp_path)) as process:
+        writer = await writer_of(process)
+        await writer.append(bytes(MIB - 1))
+        process.files.refuse("sync", writer.path)
+        raised: list[str] = []
+
+        async def sync() -> None:
+            with pytest.raises(StoreIoError):
+                await writer.sync()
+            raised.append("sync")
+
+        async def append() -> None:
+            with pytest.raises(WriterClosedError):
+                await writer.append(bytes(MIB))
+            raised.append("append")
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(sync)
+            await settled()
+            group.start_soon(append)
+        assert raised == ["sync", "append"]
+        assert process.files.done[-1][0] != "append"
+
+
+async def test_a_concluded_writer_takes_no_more_media(tmp_path: Path) -> None:
+    async with node(World(root=tmp_path)) as process:
+        writer = await writer_of(process)
+        await writer.append(b"abc")
+        await writer.conclude()
+        with pytest.raises(WriterClosedError):
+            await writer.append(b"d")
+        await writer.sync()
+        assert writer.durable_bytes == 3
+
+
+async def test_a_cancelled_append_leaves_whole_segments(tmp_path: Path) -> None:
+    async with node(World(root=tmp_path)) as process:
+        writer = await writer_of(process)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await writer.append(b"a" * (3 * MIB))
+        await writer.sync()
+        held, _ = await read_back(process, writer)
+        assert held == b"a" * len(held)
+        assert len(held) == writer.durable_bytes == writer.digests.size_bytes
+        assert writer.digests.sha256 == hashlib.sha256(held).hexdigest()
+
+
+async def test_the_room_that_is_kept_for_what_is_held_is_not_written_on(tmp_path: Path) -> None:
+    files = WatchedDisk()
+    async with node(World(root=tmp_path, free_bytes=50 * MIB), files=files) as process:
+        writer = await writer_of(process)
+        await writer.append(bytes(2 * MIB))
+        files.free = 49 * MIB
+        with pytest.raises(StoreFullError):
+            await writer.append(bytes(2 * MIB))
+        assert not writer.is_broken
+        await writer.sync()
+        assert writer.durable_bytes == writer.size_bytes
+        files.free = None
+        await writer.append(b"it goes on")
+
+
+async def test_media_are_not_on_the_disk_in_clear(tmp_path: Path) -> None:
+    world = World(root=tmp_path)
+    async with node(world) as process:
+        writer = await writer_of(process)
+        await writer.append(MARKER * 100_000)
+        await writer.sync()
+    assert world.holds(MARKER) == []
