@@ -100,7 +100,7 @@ class Node:
         self.commits = GroupCommit(self.files, volume=self.root)
         self.trail = Trail(self.root, actor=SERVICE, writer="service", clock=self.clock)
         self.tenants = Tenants(self._ring)
-        self._key_clients: dict[InstanceId, Any] = {}
+        self._key_clients: dict[str, Any] = {}
         self._bucket_clients: dict[InstanceId, Any] = {}
         self._heads: dict[tuple[InstanceId, Kind], bool] = {}
 
@@ -116,16 +116,20 @@ class Node:
                 instances.setdefault(known.instance_id, known)
         for instance in instances.values():
             await self._prepare(instance)
-        before = {tenant.instance.instance_id for tenant in self.tenants}
+        before = {id(tenant.ring) for tenant in self.tenants}
         self.tenants.replace(instances)
         for tenant in self.tenants:
-            if tenant.instance.instance_id not in before:
+            if id(tenant.ring) not in before:
                 await tenant.ring.load()
         log.info("config.loaded", instances=len(instances), refused=len(loaded.problems))
 
     def destination(self, instance: Instance, storage: Storage) -> S3Destination:
         """Give a bucket as its storage configuration names it."""
         return S3Destination(self._bucket_clients[instance.instance_id], storage)
+
+    def keys(self, instance: Instance, key_arn: str) -> AwsKeyService:
+        """Give the key service for a KMS key, each call told to the instance's audit trail."""
+        return AwsKeyService(self._key_clients[_region_of(key_arn)], partial(self._tell, instance))
 
     def head_allowed(self, instance: InstanceId, kind: Kind) -> bool:
         """Tell what the destination's probe found; without one it is tried."""
@@ -135,7 +139,13 @@ class Node:
 
     async def _prepare(self, instance: Instance) -> None:
         instance_id = instance.instance_id
-        self._key_clients[instance_id] = await self.clients.get("kms", instance.kms_key_arn.split(":")[3])
+        arns = [
+            instance.kms_key_arn,
+            instance.previous_kms_key_arn,
+            *(each.kms_key_arn for each in instance.storage.values()),
+        ]
+        for region in {_region_of(arn) for arn in arns if arn is not None}:
+            self._key_clients[region] = await self.clients.get("kms", region)
         self._bucket_clients[instance_id] = await self.clients.get("s3", instance.region)
         for kind in instance.storage:
             raw = config.load_probe(self.settings.config_dir, instance_id, kind)
@@ -150,7 +160,7 @@ class Node:
             previous_arn=instance.previous_kms_key_arn,
             directory=f"{self.root}/keys/{instance.instance_id}",
             files=self.files,
-            service=AwsKeyService(self._key_clients[instance.instance_id], partial(self._tell, instance)),
+            service=self.keys(instance, instance.kms_key_arn),
             clock=self.clock,
             cache=self.settings.keys.cache,
             seal_grace=self.settings.keys.seal_grace,
@@ -159,6 +169,10 @@ class Node:
 
     async def _tell(self, instance: Instance, call: KmsCall) -> None:
         await self.commits.commit(Commit(lines=(self.trail.key_use(instance, call),)))
+
+
+def _region_of(key_arn: str) -> str:
+    return key_arn.split(":")[3]
 
 
 def connect(
@@ -180,6 +194,7 @@ def connect(
         tenants=node.tenants,
         trail=node.trail,
         destinations=node.destination,
+        keys=node.keys,
         head_allowed=node.head_allowed,
         pool=BufferPool(settings.delivery.bytes_in_flight),
         clock=clock,

@@ -20,7 +20,7 @@ from pipeline.instances import Instance, Storage
 from pipeline.intake.contacts import ContactTable
 from pipeline.intake.journal import Journal
 from pipeline.intake.moves import Moves
-from pipeline.intake.reception import Source
+from pipeline.intake.reception import Reception, Source
 from pipeline.intake.recorder import Recorder
 from pipeline.intake.replay import RecordingNames, Replay
 from pipeline.interim.commit import GroupCommit
@@ -79,7 +79,7 @@ class HeldStore:
         await self.recorder.let_go(reception)
         return reception.name
 
-    async def _begun(self, instance_id: InstanceId, kind: Kind, body: bytes, contact: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    async def _begun(self, instance_id: InstanceId, kind: Kind, body: bytes, contact: str) -> Reception:
         source = Source(kind=kind, contact=contact, source_id=f"{contact}/{kind}", content_type="audio/wav")
         reception = await self.recorder.begin(self.tenants[instance_id], source)
         await reception.append(body, 0.0)

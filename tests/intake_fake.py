@@ -1,4 +1,4 @@
-"""A strict HTTP intake of one recording and of events, on a free loopback port: it fails as it is told. For tests only."""
+"""A strict HTTP intake of one recording and of events, on loopback: it fails as it is told. For tests only."""
 
 import contextlib
 import hashlib
@@ -25,9 +25,7 @@ class Request:
 
 @dataclass
 class FakeIntake:
-    """Holds what it acknowledged; `answers` are given first, one for each request: a status, or bytes after which
-    the connection breaks.
-    """
+    """Holds what it acknowledged. `answers` are given first, one for each request, whatever was asked."""
 
     answers: list["Break | web.Response"] = field(default_factory=list)
     held: bytes | None = None

@@ -151,7 +151,7 @@ def list_instances(config: ConfigOption = None, state_dir: StateDirOption = None
             )
             for row in rows
         ]
-        screen.table(f"{len(rows)} instances", columns, cells)
+        screen.table(f"instances: {len(rows)}", columns, cells)
         for problem in problems:
             screen.say(f"{problem['file']}: {problem['field'] or 'the file'}: {problem['problem']}")
     if problems:

@@ -58,7 +58,7 @@ def ls(
         return
     columns = ("artifact", "instance", "kind", "state", "gen", "size", "age", "where, or why not")
     screen.table(
-        f"{len(rows)} artifacts",
+        f"artifacts: {len(rows)}",
         columns,
         [
             (

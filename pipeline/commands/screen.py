@@ -53,9 +53,14 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
     for row in rows:
         grid.add_row(*(Text(escaped(str(cell))) for cell in row))
     console = _console(sys.stdout)
-    if not console.is_terminal:
-        console.width = max(console.measure(grid, options=console.options.update(width=100_000)).maximum, 20)
-    console.print(grid)
+    if console.is_terminal:
+        console.print(grid)
+        return
+    console.width = max(console.measure(grid, options=console.options.update(width=100_000)).maximum, 20)
+    with console.capture() as captured:
+        console.print(grid)
+    for line in captured.get().splitlines():
+        typer.echo(line.rstrip())
 
 
 class Progress(Protocol):

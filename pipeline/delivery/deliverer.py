@@ -1,7 +1,8 @@
 """One delivery: open, put, prove, settle. And its opposite: put aside what no retry can help."""
 
 import hashlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import PurePath
 
 import structlog
@@ -11,12 +12,20 @@ from pipeline.delivery.buffers import BufferPool
 from pipeline.delivery.proof import Receipt, Subject, write_receipt
 from pipeline.delivery.source import opened
 from pipeline.delivery.upload import UploadPlan, deliver
-from pipeline.errors import DestinationHeldError, HoldCode, RejectError
+from pipeline.errors import (
+    DestinationBusyError,
+    DestinationHeldError,
+    HoldCode,
+    KeyBusyError,
+    KeyUnavailableError,
+    RefuseError,
+    RejectError,
+)
 from pipeline.ids import InstanceId, Kind, RecordingId
 from pipeline.instances import Instance, Storage
 from pipeline.interim.states import ArtifactName
 from pipeline.interim.store import InterimStore
-from pipeline.ports import Clock, Destination
+from pipeline.ports import Clock, Destination, KeyService
 from pipeline.status import Facts, Failure, FailureCode, Quality, Status
 from pipeline.tenants import Tenant, Tenants
 from pipeline.trail import Trail, subject_of
@@ -25,8 +34,20 @@ log = structlog.get_logger()
 
 Destinations = Callable[[Instance, Storage], Destination]
 """Give the bucket that a storage configuration names."""
+Keys = Callable[[Instance, str], KeyService]
+"""Give the key service for a KMS key, as one instance sees it."""
 HeadAllowed = Callable[[InstanceId, Kind], bool]
 """Tell what the probe of a destination found."""
+
+
+_TROUBLES = 2
+_UNUSABLE: Mapping[str, HoldCode] = {
+    "Disabled": HoldCode.KEY_DISABLED,
+    "PendingDeletion": HoldCode.KEY_PENDING_DELETION,
+    "PendingReplicaDeletion": HoldCode.KEY_PENDING_DELETION,
+    "PendingImport": HoldCode.KEY_INVALID_STATE,
+    "Unavailable": HoldCode.KEY_INVALID_STATE,
+}
 
 
 class Deliverer:
@@ -39,6 +60,7 @@ class Deliverer:
         tenants: Tenants,
         trail: Trail,
         destinations: Destinations,
+        keys: Keys,
         head_allowed: HeadAllowed,
         pool: BufferPool,
         clock: Clock,
@@ -48,7 +70,10 @@ class Deliverer:
         self._tenants = tenants
         self._trail = trail
         self._destinations = destinations
+        self._keys = keys
         self._head_allowed = head_allowed
+        self._troubles: Counter[tuple[InstanceId, Kind]] = Counter()
+        """How often in a row a destination did not answer as it should."""
         self._pool = pool
         self._clock = clock
         self._volumes = () if settle_volume is None else (str(settle_volume),)
@@ -69,15 +94,23 @@ class Deliverer:
                 "the instance is not configured for this kind any more; its recordings are kept until it is",
             )
         key = await tenant.ring.opening(name.key_id)
+        lane = name.instance_id, name.kind
         with opened(self._store, name, key) as (manifest, source):
-            receipt = await deliver(
-                self._destinations(tenant.instance, storage),
-                source,
-                _plan(name, manifest, storage),
-                pool=self._pool,
-                clock=self._clock,
-                head_allowed=self._head_allowed(name.instance_id, name.kind),
-            )
+            try:
+                receipt = await deliver(
+                    self._destinations(tenant.instance, storage),
+                    source,
+                    _plan(name, manifest, storage),
+                    pool=self._pool,
+                    clock=self._clock,
+                    head_allowed=self._head_allowed(*lane),
+                )
+            except DestinationBusyError:
+                self._troubles[lane] += 1
+                if self._troubles[lane] >= _TROUBLES:
+                    await self._blame_key(tenant.instance, storage)
+                raise
+        self._troubles[lane] = 0
         await self._settle(tenant, name, manifest, receipt)
 
     async def reject(self, name: ArtifactName, error: RejectError) -> None:
@@ -93,6 +126,19 @@ class Deliverer:
         await self._store.reject(name, error.reason, lines)
 
     # --- inside
+
+    async def _blame_key(self, instance: Instance, storage: Storage) -> None:
+        """Raise `DestinationHeldError` if the bucket's KMS key can't be used: not every store says so by itself."""
+        try:
+            described = await self._keys(instance, storage.kms_key_arn).describe(storage.kms_key_arn)
+        except KeyUnavailableError as error:
+            raise DestinationHeldError(error.code, f"the bucket's KMS key can't be used: {error}") from error
+        except (KeyBusyError, RefuseError):
+            return
+        code = _UNUSABLE.get(described.state)
+        if code is not None:
+            message = f"the bucket's KMS key is {described.state}; recordings are kept until it is enabled again"
+            raise DestinationHeldError(code, message)
 
     async def _settle(self, tenant: Tenant, name: ArtifactName, manifest: Manifest, receipt: Receipt) -> None:
         target = name.delivered()

@@ -177,9 +177,7 @@ class Dispatcher:
 
     def _bug(self, lane: Lane, name: ArtifactName, error: Exception) -> None:
         count = self._bugs[name.artifact_id] = self._bugs.get(name.artifact_id, 0) + 1
-        log.error(
-            "delivery.deferred", artifact=str(name.artifact_id), attempt=count, reason="unknown", exc_info=error
-        )
+        log.error("delivery.deferred", artifact=str(name.artifact_id), attempt=count, reason="unknown", exc_info=error)
         now = self._clock.monotonic()
         if count % _BUGS_IN_A_ROW == 0:
             lane.park(name.artifact_id, now + _PARKED.total_seconds())

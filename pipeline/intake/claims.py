@@ -55,7 +55,6 @@ def read_claims(headers: Headers, address: Address) -> Claims:
     sha256 = headers.get("x-recording-sha256")
     if sha256 is not None and not _SHA256.fullmatch(sha256.lower()):
         raise RefuseError("64 hex digits are expected", field="X-Recording-Sha256")
-    length = headers.get("content-length")
     source = Source(
         kind=address.kind,
         contact=address.contact,
@@ -67,10 +66,25 @@ def read_claims(headers: Headers, address: Address) -> Claims:
     )
     return Claims(
         source=source,
-        size_bytes=int(length) if length is not None else None,
+        size_bytes=declared_length(headers),
         sha256=None if sha256 is None else sha256.lower(),
         resumes_at=_resumes_at(headers),
     )
+
+
+def declared_length(headers: Headers) -> int | None:
+    """Read Content-Length; None if the body has none.
+
+    Raises:
+        RefuseError: it is no number.
+
+    """
+    text = headers.get("content-length")
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise RefuseError("a number of bytes is expected", field="Content-Length")
+    return int(text)
 
 
 def _resumes_at(headers: Headers) -> int | None:

@@ -17,7 +17,7 @@ from pipeline.errors import PipelineError, StoppingError, WriterClosedError
 from pipeline.intake import problems
 from pipeline.intake.access import RateLimit, bearer, token_of
 from pipeline.intake.address import parse_address
-from pipeline.intake.claims import Claims, read_claims
+from pipeline.intake.claims import Claims, declared_length, read_claims
 from pipeline.intake.events import EventIntake, ForeignInstanceError
 from pipeline.intake.problems import Problem
 from pipeline.intake.reception import Reception, Source
@@ -160,7 +160,7 @@ class HttpIntake:
 
     async def _post_events(self, tenant: Tenant, headers: Headers, receive: Receive) -> Response | None:
         limit = self._settings.event_bytes
-        if int(headers.get("content-length", "0") or 0) > limit:
+        if (declared_length(headers) or 0) > limit:
             raise problems.too_large(limit, "A body of events")
         body: bytes | None = None
         with anyio.move_on_after(self._settings.body_idle.total_seconds()) as deadline:

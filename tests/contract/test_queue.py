@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.adapters.aws import open_client
 from pipeline.adapters.eventbridge import EventBridgeSink
-from pipeline.adapters.sqs import BATCH_BYTES, QueueMessage, SqsQueue, SqsSink
+from pipeline.adapters.sqs import BATCH_BYTES, SqsQueue, SqsSink
 from pipeline.errors import DeferError
 from tests.servers import moto
 from tests.wire import RESET, http, s3_error, wire

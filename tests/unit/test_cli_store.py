@@ -1,4 +1,4 @@
-"""`ls`, `status` and `verify` over a store that its own parts made; `get`, `instance` and `doctor` where no key is needed."""
+"""The commands that need no key, over a store that its own parts made; and the others where they refuse."""
 
 import fcntl
 import json
@@ -152,6 +152,7 @@ def test_ls_as_a_table_cuts_nothing_where_there_is_no_terminal(world: World) -> 
     assert "held: DESTINATION_MISSING" in output
     assert "s3://acme-recordings/connect/acme/voice/x.wav" in output
     assert "293.0 KiB" in output
+    assert not any(line.endswith(" ") for line in output.splitlines())
 
 
 def test_ls_tells_a_receipt_that_can_not_be_read_and_goes_on(world: World) -> None:

@@ -155,7 +155,25 @@ async def test_what_failed_early_does_nothing_of_what_follows(tmp_path: Path) ->
         files.done.clear()
         files.refuse("sync", "bad.open")
         assert await outcome(commits, commit) == "store-io"
-    assert {operation for operation, _ in files.done} == {"sync", "close"}
+    assert not files.operations("append", "rename", "sync_directory", "sync_volume")[1:]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.done.tmp", "bad.open"]
+
+
+async def test_a_large_group_is_brought_on_its_way_at_once_and_still_synced_one_by_one(tmp_path: Path) -> None:
+    files = WatchedDisk()
+    commits = GroupCommit(files, volume=str(tmp_path))
+    async with anyio.create_task_group() as group:
+        group.start_soon(commits.run)
+        handles = [written(files, tmp_path / f"{number}") for number in range(10)]
+        files.refuse("sync_volume", times=9)
+        files.refuse("sync", "/7")
+        found = await together(commits, *(Commit(handles=(handle,)) for handle in handles))
+        assert found == ["done"] * 7 + ["store-io"] + ["done"] * 2
+        files.done.clear()
+        assert await together(commits, *(Commit(handles=(handle,)) for handle in handles[:7])) == ["done"] * 7
+        assert not files.operations("sync_volume")
+        commits.stop()
+    files.close_all()
 
 
 async def test_a_file_that_has_gone_is_trouble_with_the_disk(tmp_path: Path) -> None:

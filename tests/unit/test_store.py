@@ -192,8 +192,8 @@ async def test_media_are_removed_only_once_their_receipt_is_durable(tmp_path: Pa
         receipt = process.store.path(target)
         shard = str(Path(receipt).parent)
         assert done == [
-            ("sync_volume", "/volume"),
             ("unlink", f"{receipt}.tmp"),
+            ("sync_volume", "/volume"),
             ("sync", f"{receipt}.tmp"),
             ("rename", receipt),
             ("sync_directory", shard),
