@@ -153,11 +153,10 @@ class WatchedDisk:
         self.disk.unlink(path)
 
     def make_directory(self, path: str) -> None:
-        if not Path(path).is_dir():
+        if not os.path.isdir(path):
             self._do("make_directory", path)
-            Path(path).mkdir(mode=0o700, parents=True)
-            for each in (Path(path), *Path(path).parents):
-                self._entries.setdefault(str(each), {})
+            os.makedirs(path, mode=0o700)
+            self._entries[path] = {}
 
     def sync_directory(self, path: str) -> None:
         self._do("sync_directory", path)

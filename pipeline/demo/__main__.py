@@ -80,7 +80,7 @@ async def run(wanted: Wanted, screen: Screen) -> int:
             try:
                 async with _serving(screen, directory) as running:
                     played = Played(fixture.load(wanted.fixtures), running)
-                    code = _told(await _play(played, screen), wanted, screen)
+                    code = told(await _play(played, screen), wanted, screen)
                     if wanted.keep:
                         _invite(played, screen)
                         await anyio.sleep_forever()
@@ -181,7 +181,7 @@ class Played:
 # --- the end
 
 
-def _told(outcome: Outcome, wanted: Wanted, screen: Screen) -> int:
+def told(outcome: Outcome, wanted: Wanted, screen: Screen) -> int:
     """Show the outcome; give the exit code."""
     if wanted.as_json:
         screen.show_json(outcome)

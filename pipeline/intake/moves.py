@@ -1,6 +1,7 @@
 """The moves of an open artifact, each with its status event and audit record: begun, sealed, dropped, rejected."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import structlog
 
@@ -28,13 +29,16 @@ class Moves:
 
     def tell_begun(self, reception: Reception) -> None:
         """Let INITIATED and the audit record go to disk with the artifact's next sync."""
-        subject = _subject(reception, reception.name)
+        self._tell_begun(reception, reception.name)
+
+    def _tell_begun(self, reception: Reception, name: ArtifactName) -> None:
+        subject = _subject(reception, name)
         if not reception.told:
             reception.writer.lines.append(
                 self._trail.status(subject, Status.INITIATED, Facts(start=reception.head.started))
             )
             reception.told = True
-        reception.writer.lines.append(self._trail.moved(reception.name, reception.recording_id, "ArtifactOpened"))
+        reception.writer.lines.append(self._trail.moved(name, reception.recording_id, "ArtifactOpened"))
 
     async def seal(self, reception: Reception, manifest: Manifest) -> Answer:
         """Write the manifest and give the artifact its sealed name.
@@ -57,7 +61,7 @@ class Moves:
     async def finish_seal(self, reception: Reception, manifest: Manifest) -> Answer:
         """Carry out the last move of an artifact whose manifest is written."""
         if not reception.told:
-            self.tell_begun(reception)
+            self._tell_begun(reception, replace(reception.name, generation=manifest.generation))
         event = Event.FINISHED if manifest.ending == "complete" else Event.IDLE
         target = reception.name.sealed(event, generation=manifest.generation, size_bytes=manifest.object.size_bytes)
         subject = _subject(reception, target)

@@ -16,10 +16,11 @@ from awscrt.checksums import crc64nvme
 
 from pipeline.config import write_private
 from pipeline.demo import search
+from pipeline.demo.__main__ import Wanted, told
 from pipeline.demo.checking import Verdict
 from pipeline.demo.fixture import Fixture, chat_items, load
 from pipeline.demo.judge import Returned, chat_doubts, media_doubts, proof_doubts
-from pipeline.demo.screen import Outcome
+from pipeline.demo.screen import Outcome, Screen
 from pipeline.demo.search import BlindSearchError, Hit, Marker, Searched
 from pipeline.instances import Storage
 
@@ -67,17 +68,17 @@ def test_the_demo_proves_every_recording_and_leaves_nothing_behind(tmp_path: Pat
     with demo(tmp_path, "--json") as process:
         output, errors = process.communicate(timeout=140)
     assert process.returncode == 0, errors
-    told = json.loads(output)
+    said = json.loads(output)
     assert output.count("\n") == 1
-    assert (told["readBack"], told["plaintextHits"]) == ("equal", 0)
+    assert (said["readBack"], said["plaintextHits"]) == ("equal", 0)
     planned = json.loads((FIXTURES / "demo.json").read_text(encoding="utf-8"))["recordings"]
     sent = Counter((each["instance"], each["contact"], each["kind"]) for each in planned)
-    assert Counter((each["instance"], each["contact"], each["kind"]) for each in told["recordings"]) == sent
-    assert {each["proven"] for each in told["recordings"]} == {True}
-    keys = {each["instance"]: each["kmsKeyArn"] for each in told["recordings"]}
+    assert Counter((each["instance"], each["contact"], each["kind"]) for each in said["recordings"]) == sent
+    assert {each["proven"] for each in said["recordings"]} == {True}
+    keys = {each["instance"]: each["kmsKeyArn"] for each in said["recordings"]}
     assert len(set(keys.values())) == len(keys) == 2
     lengths = [(FIXTURES / each["media"]).stat().st_size for each in planned if "media" in each]
-    assert Counter(each["bytes"] for each in told["recordings"] if each["kind"] != "chat") == Counter(lengths)
+    assert Counter(each["bytes"] for each in said["recordings"] if each["kind"] != "chat") == Counter(lengths)
     assert not list(tmp_path.iterdir())
     assert not processes_naming(tmp_path)
 
@@ -246,3 +247,17 @@ def test_every_kind_of_doubt_is_in_the_outcome(fixture: Fixture) -> None:
     assert outcome(fixture, store=hit).doubts == ["spool holds plaintext of a call"]
     assert outcome(fixture, store=hit).plaintext_hits == 1
     assert outcome(fixture, extra=["one more"]).doubts == ["one more"]
+
+
+@pytest.mark.parametrize("as_json", [True, False], ids=["json", "text"])
+def test_the_exit_code_is_zero_only_if_all_of_it_held(
+    fixture: Fixture, as_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = Wanted(fixtures=FIXTURES, state_dir=None, keep=False, as_json=as_json)
+    assert told(outcome(fixture), wanted, Screen()) == 0
+    assert "All of it held" in capsys.readouterr().err
+    assert told(outcome(fixture, unequal=("other bytes",)), wanted, Screen()) == 1
+    shown = capsys.readouterr()
+    assert "s3://acme/calls/one.wav: other bytes" in shown.err
+    if as_json:
+        assert json.loads(shown.out)["readBack"] == "different"
