@@ -365,5 +365,7 @@ async def _main(settings: Settings) -> None:
 def serve(settings: Settings) -> int:
     """Run the service until it is told to stop; give the exit code. What `pipeline serve` does."""
     harden()
+    # Until the handler is there a reload means nothing: the configuration is about to be read anyway.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     anyio.run(_main, settings, backend_options={"use_uvloop": True})
     return 0

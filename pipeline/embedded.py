@@ -300,7 +300,9 @@ def _key_server(embedded: Embedded) -> Program:
 def _bucket_server(embedded: Embedded) -> Program:
     base = embedded.ports.seaweed
     directory = embedded.directory / "bucket"
-    environ = {**_environ(), **seaweed.ENVIRONMENT}
+    temporary = directory / "tmp"
+    make_private_directory(temporary)
+    environ = {**_environ(), **seaweed.ENVIRONMENT, "TMPDIR": str(temporary)}
 
     async def ask(command: bytes) -> bytes:
         return await children.answer(seaweed.shell_argv(base), command, environ=environ, directory=directory)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import aiohttp
 import anyio
@@ -107,9 +107,7 @@ class ProcessNode:
         said = self.log.stat().st_size if self.log.exists() else 0
         command = [sys.executable, "-m", "pipeline", "serve", "--config", str(self.site.write_settings())]
         with self.log.open("ab") as log:
-            self.lives.append(
-                subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=dict(self.environ))
-            )
+            self.lives.append(_started(command, log, self.environ))
         with anyio.fail_after(START_S):
             while (url := self._url(said)) is None:
                 assert self.lives[-1].poll() is None, self.log.read_text()
@@ -140,6 +138,10 @@ class ProcessNode:
         return None
 
 
+def _started(command: list[str], log: BinaryIO, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=dict(environ))
+
+
 @contextlib.asynccontextmanager
 async def process_node(site: Site) -> AsyncIterator[ProcessNode]:
     """Run the service as a process; whatever is left of it at the end of the block is killed."""
@@ -161,7 +163,7 @@ async def process_node(site: Site) -> AsyncIterator[ProcessNode]:
 async def until(true: Callable[[], Any], seconds: float = 20) -> None:
     """Wait for what others do."""
     with anyio.fail_after(seconds):
-        while not true():
+        while not true():  # noqa: ASYNC110 - others are watched, in other processes too
             await anyio.sleep(0.05)
 
 

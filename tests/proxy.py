@@ -46,8 +46,6 @@ class Proxy:
                 piece = await client.receive(_PIECE)
                 if self.bytes_per_s is not None:
                     await anyio.sleep(len(piece) / self.bytes_per_s)
-                if self.closed:
-                    break
                 await server.send(piece)
         scope.cancel()
 

@@ -24,7 +24,15 @@ from pipeline.embedded import Servers, opened
 from pipeline.ids import RECORDINGS, InstanceId, Kind
 from pipeline.instances import Instance, Limits, Storage
 from pipeline.provision import provision_instance
-from pipeline.settings import Credentials, DeliverySettings, Endpoint, HttpSettings, LogSettings, Settings, StoreSettings
+from pipeline.settings import (
+    Credentials,
+    DeliverySettings,
+    Endpoint,
+    HttpSettings,
+    LogSettings,
+    Settings,
+    StoreSettings,
+)
 from pipeline.settings import load as load_settings
 from tests import servers
 from tests.kms_server import ACCOUNT, IDENTITIES, REGION, RunningKeyServer, running_key_server
@@ -97,6 +105,14 @@ class Site:
     def state(self) -> Path:
         return Path(self.settings.state_dir)
 
+    def reconfigure(self, instance: Instance) -> None:
+        """Change the configuration of one of the instances, for the next start."""
+        config.save_instance(self.settings.config_dir, instance)
+        if instance.instance_id == self.acme.instance.instance_id:
+            self.acme = replace(self.acme, instance=instance)
+        else:
+            self.borealis = replace(self.borealis, instance=instance)
+
     def artifacts(self, ending: str) -> list[Path]:
         """Files of the interim store by the end of their names."""
         return sorted(self.state.glob(f"artifacts/*/*{ending}"))
@@ -119,7 +135,10 @@ class Site:
             for key in await _keys(s3, party.bucket):
                 answer = await s3.get_object(Bucket=party.bucket, Key=key)
                 found[key] = Stored(
-                    await answer["Body"].read(), answer["ContentType"], answer["Metadata"], answer.get("SSEKMSKeyId", "")
+                    await answer["Body"].read(),
+                    answer["ContentType"],
+                    answer["Metadata"],
+                    answer.get("SSEKMSKeyId", ""),
                 )
         return found
 
@@ -211,7 +230,8 @@ async def embedded_site(directory: Path) -> AsyncIterator[Site]:
             yield Site(
                 directory,
                 settings,
-                *made,
+                acme=made[0],
+                borealis=made[1],
                 reader=known.s3(known.secrets.s3_operator),
                 key_trail=lambda: _lines(trail.glob("*.jsonl")),
                 service_arn=embedded.SERVICE,
@@ -231,14 +251,14 @@ async def key_server_site(directory: Path) -> AsyncIterator[tuple[Site, RunningK
 
 
 @contextlib.asynccontextmanager
-async def seaweedfs_site(directory: Path) -> AsyncIterator[Site]:
+async def seaweedfs_site(directory: Path) -> AsyncIterator[tuple[Site, RunningKeyServer]]:
     """Use the key server, in this process, and SeaweedFS for the buckets: for large bodies."""
     async with running_key_server(directory) as keys, keys.client("admin") as admin:
         arns = [(await admin.create_key())["KeyMetadata"]["Arn"] for _ in range(4)]
         async with servers.seaweedfs(directory, _kms(keys)) as s3:
             site = _site(directory, arns, _kms(keys), s3, account=ACCOUNT)
             await _make_buckets(site)
-            yield site
+            yield site, keys
 
 
 def _kms(keys: RunningKeyServer) -> Endpoint:
@@ -288,7 +308,7 @@ def _site(directory: Path, keys: list[str], kms: Endpoint, s3: Endpoint, *, acco
         log=LogSettings(),
         drain=timedelta(seconds=2),
     )
-    return Site(directory, settings, *made, reader=s3)
+    return Site(directory, settings, acme=made[0], borealis=made[1], reader=s3)
 
 
 async def _make_buckets(site: Site) -> None:

@@ -8,6 +8,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Sequence
 
 from pipeline.errors import HaltError, StoreFullError, StoreIoError
@@ -15,6 +16,7 @@ from pipeline.ports import Buffer
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _IOV_MAX = 512
+_LOCK_PATIENCE_S = 1.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -155,15 +157,27 @@ def locked(path: str) -> Iterator[int]:
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise HaltError("another process serves this store; stop it first, or give this one its own") from error
+        _take(handle)
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         yield handle
     finally:
         os.close(handle)
+
+
+def _take(handle: int) -> None:
+    """Lock a file. Whoever only looks (`holder`) has it for a moment, hence the patience."""
+    deadline = time.monotonic() + _LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if time.monotonic() > deadline:
+                message = "another process serves this store; stop it first, or give this one its own"
+                raise HaltError(message) from error
+            time.sleep(0.02)
+        else:
+            return
 
 
 def holder(path: str) -> int | None:

@@ -102,8 +102,8 @@ class _Asked:
         from pipeline.config import new_token
 
         options = (self.account, self.region, self.kms_key, self.bucket, self.bucket_key, self.prefix, self.owner)
-        if site.settings.embedded and options == (None,) * len(options) and not (self.storage or self.instance_id):
-            return anyio.run(_provision, site, self.alias)
+        if site.settings.embedded and options == (None,) * len(options) and self.storage is None:
+            return anyio.run(_provision, site, self.alias, self.instance_id)
         token, hashed = new_token()
         return anyio.run(_add, site, self._wanted(hashed)) | {"token": token}
 
@@ -233,16 +233,19 @@ async def _add(site: Site, wanted: "Wanted") -> dict[str, Any]:
         return await _accept(site, access, instance)
 
 
-async def _provision(site: Site, alias: str) -> dict[str, Any]:
+async def _provision(site: Site, alias: str, instance_id: UUID | None) -> dict[str, Any]:
     import anyio.to_thread
 
     from pipeline.commands.access import open_access, running_servers
     from pipeline.config import remove_instance
     from pipeline.embedded import attached
+    from pipeline.ids import InstanceId
     from pipeline.provision import provision_instance
 
     running_servers(site.settings)
-    instance, token = await provision_instance(attached(site.settings), site.settings.config_dir, alias)
+    wanted = None if instance_id is None else InstanceId(instance_id)
+    servers, directory = attached(site.settings), site.settings.config_dir
+    instance, token = await provision_instance(servers, directory, alias, instance_id=wanted)
     async with open_access(site.settings) as access:
         try:
             return await _accept(site, access, instance) | {"token": token}

@@ -85,7 +85,7 @@ def shown(name: "ArtifactName") -> Shown:
 def _rows(site: Site) -> "Iterator[tuple[ArtifactName, dict[str, Any]]]":
     from pipeline.adapters.disk import Disk
     from pipeline.commands.receipts import receipt_of
-    from pipeline.delivery.holds import read_holds
+    from pipeline.delivery.holds import read_holds, scopes_of
     from pipeline.interim.states import State
     from pipeline.interim.survey import begun, survey
 
@@ -106,7 +106,8 @@ def _rows(site: Site) -> "Iterator[tuple[ArtifactName, dict[str, Any]]]":
             "poison": name.poison,
         }
         if name.standing is State.SEALED:
-            row["heldReason"] = holds.get((name.instance_id, "keys")) or holds.get((name.instance_id, name.kind))
+            found = (holds.get((name.instance_id, scope)) for scope in scopes_of(name))
+            row["heldReason"] = next((code for code in found if code is not None), None)
         if name.standing is State.DELIVERED:
             try:
                 receipt = receipt_of(site.root, files, name)

@@ -13,9 +13,9 @@ import anyio
 import anyio.abc
 import structlog
 
-from pipeline.delivery.holds import KEYS, Holds
+from pipeline.delivery.holds import KEYS, Holds, data_key_scope
 from pipeline.delivery.lanes import Backoff, Lane, Lanes
-from pipeline.errors import DeferError, HoldError, KeyUnavailableError, RejectError
+from pipeline.errors import DeferError, HoldCode, HoldError, KeyUnavailableError, RejectError
 from pipeline.ids import ArtifactId
 from pipeline.interim.states import ArtifactName
 from pipeline.interim.store import InterimStore
@@ -68,10 +68,9 @@ class Dispatcher:
         self._wake.set()
 
     def retry_now(self) -> None:
-        """Look again at everything that is held: the configuration was read again."""
+        """Look again at everything that waits: the configuration was read again."""
         for lane in self._lanes.all():
-            if lane.held_until is not None:
-                lane.held_until = self._clock.monotonic()
+            lane.look_again(self._clock.monotonic())
         self._wake.set()
 
     async def run(self) -> None:
@@ -122,7 +121,7 @@ class Dispatcher:
         else:
             lane.settled(name.artifact_id)
             self._bugs.pop(name.artifact_id, None)
-            await self._lift(lane)
+            await self._lift(lane, name)
 
     def _defer(self, lane: Lane, name: ArtifactName, error: DeferError) -> None:
         delay_s = lane.defer(name.artifact_id, self._clock.monotonic(), self._retry)
@@ -136,13 +135,18 @@ class Dispatcher:
         )
 
     async def _hold(self, lane: Lane, name: ArtifactName, error: HoldError) -> None:
-        """Hold the lane; for the instance's own key, all of its lanes."""
-        lane.put_back(name.artifact_id)
+        """Hold what depends on it: one data key's artifacts, a destination, or all of the instance."""
         now = self._clock.monotonic()
-        is_keys = isinstance(error, KeyUnavailableError)
-        for each in self._lanes.of(name.instance_id) if is_keys else [lane]:
-            each.hold(now, self._probe)
-        scope = KEYS if is_keys else str(name.kind)
+        if error.code is HoldCode.KEY_MISMATCH:
+            # Its ring file is not used before it is mended; what is sealed under other data keys goes on.
+            scope = data_key_scope(name.key_id)
+            lane.park(name.artifact_id, now + self._probe.most.total_seconds())
+        else:
+            is_keys = isinstance(error, KeyUnavailableError)
+            scope = KEYS if is_keys else str(name.kind)
+            lane.put_back(name.artifact_id)
+            for each in self._lanes.of(name.instance_id) if is_keys else [lane]:
+                each.hold(now, self._probe)
         try:
             is_new = await self._holds.begin(name.instance_id, scope, error, self._clock.now())
         except DeferError as trouble:
@@ -151,18 +155,20 @@ class Dispatcher:
         if is_new:
             log.error("delivery.held", instance=str(name.instance_id), scope=scope, code=error.code, detail=str(error))
 
-    async def _lift(self, lane: Lane) -> None:
-        """End what held this lane: a delivery went through."""
+    async def _lift(self, lane: Lane, name: ArtifactName) -> None:
+        """End what held this artifact: its delivery went through."""
         instance, kind = lane.key
-        if self._holds.get(instance, kind) is None and lane.held_until is None:
+        held = self._holds.of(name)
+        if not held and lane.held_until is None:
             return
         try:
-            keys = await self._holds.end(instance, KEYS)
-            await self._holds.end(instance, kind)
+            for hold in held:
+                await self._holds.end(instance, hold.scope)
+            is_keys = any(hold.scope == KEYS for hold in held)
         except DeferError as trouble:
             log.warning("delivery.hold_not_lifted", instance=str(instance), reason=trouble.reason)
-            keys = True
-        for each in self._lanes.of(instance) if keys else [lane]:
+            is_keys = True
+        for each in self._lanes.of(instance) if is_keys else [lane]:
             each.release()
         log.info("delivery.resumed", instance=str(instance), kind=kind, waiting=lane.size)
 

@@ -1,7 +1,8 @@
 """Holds: keys and destinations that can't be used now. They survive a restart and are what an operator is shown.
 
-On disk: one small JSON file per hold, `holds/<instance>.<scope>.json`; the scope is `keys`, or the kind of recording
-whose destination it is. Artifacts are not touched by a hold: they stay sealed and go out in order when it ends.
+On disk: one small JSON file per hold, `holds/<instance>.<scope>.json`; the scope is `keys`, the kind of recording whose
+destination it is, or one data key whose ring file can't be used. Artifacts are not touched by a hold: they stay sealed
+and go out in order when it ends.
 """
 
 from datetime import datetime
@@ -11,13 +12,24 @@ import anyio
 import msgspec
 
 from pipeline.errors import HoldCode, HoldError, StoreIoError
-from pipeline.ids import InstanceId, Kind
+from pipeline.ids import InstanceId, KeyId, Kind
 from pipeline.interim.commit import Commit, GroupCommit
+from pipeline.interim.states import ArtifactName
 from pipeline.ports import FileSystem
 from pipeline.trail import Trail
 
 KEYS = "keys"
 """Scope of a hold on the instance's own KMS key."""
+
+
+def data_key_scope(key_id: KeyId) -> str:
+    """Name the scope of a hold on what is sealed under one data key."""
+    return f"key-{key_id}"
+
+
+def scopes_of(name: ArtifactName) -> tuple[str, ...]:
+    """Name every scope whose hold an artifact waits for."""
+    return KEYS, str(name.kind), data_key_scope(name.key_id)
 
 
 class Hold(msgspec.Struct, frozen=True, rename="camel"):
@@ -55,6 +67,11 @@ class Holds:
     def get(self, instance: InstanceId, kind: Kind) -> Hold | None:
         """Tell what holds one destination, if anything does."""
         return self._holds.get((instance, KEYS)) or self._holds.get((instance, kind))
+
+    def of(self, name: ArtifactName) -> list[Hold]:
+        """Give every hold that an artifact waits for."""
+        found = (self._holds.get((name.instance_id, scope)) for scope in scopes_of(name))
+        return [hold for hold in found if hold is not None]
 
     async def begin(self, instance: InstanceId, scope: str, error: HoldError, now: datetime) -> bool:
         """Put a hold in force, durably; False if the same one was already."""

@@ -88,6 +88,12 @@ class Lane:
         self.probes += 1
         self.held_until = now + max(1.0, backoff.delay_s(self.probes))
 
+    def look_again(self, now: float) -> None:
+        """Let all that waits for a later time be tried now."""
+        self.deferred = [(now, artifact) for artifact in sorted(artifact for _, artifact in self.deferred)]
+        if self.held_until is not None:
+            self.held_until = now
+
     def release(self) -> None:
         """Go on."""
         self.held_until, self.probes = None, 0

@@ -20,7 +20,7 @@ from pipeline import embedded
 from pipeline.adapters import children
 from pipeline.adapters.children import Child, Program
 from pipeline.client import Client, LinkError, Server, connected
-from pipeline.config import write_private
+from pipeline.config import make_private_directory, write_private
 from pipeline.demo.fixture import Tenant
 from pipeline.errors import DeferError
 from pipeline.instances import Instance
@@ -86,7 +86,14 @@ async def served(directory: Path) -> AsyncIterator[Running]:
     """
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
-    variables = {"PIPELINE_STATE_DIR": str(directory), "PIPELINE_HTTP_PORT": str(port), "PIPELINE_LOG_FORMAT": "json"}
+    temporary = directory / "tmp"
+    make_private_directory(temporary)
+    variables = {
+        "PIPELINE_STATE_DIR": str(directory),
+        "PIPELINE_HTTP_PORT": str(port),
+        "PIPELINE_LOG_FORMAT": "json",
+        "TMPDIR": str(temporary),  # so that what any process of it leaves there is searched and removed, too
+    }
     program = Program(
         name="service",
         argv=lambda: command("serve"),

@@ -153,7 +153,7 @@ class HttpIntake:
                 if not message.get("more_body", False):
                     return True
         if self.stopping:
-            raise StoppingError("The service is stopping; ask for the upload's offset in a moment and go on from there.")
+            raise StoppingError("The service is stopping; ask for the upload's offset soon and go on from there.")
         raise WriterClosedError("this upload was broken off here; ask for its offset and go on from there")
 
     # --- events

@@ -186,7 +186,7 @@ class Journal:
             if (header.kind, header.instance_id) != (Kind.JOURNAL, tenant.instance.instance_id):
                 return []
             return self._records(handle, Opener(key, raw))
-        except SegmentForgedError:
+        except (SegmentForgedError, StoreIoError):
             return []
         finally:
             self._files.close(handle)

@@ -11,6 +11,7 @@ from pipeline.adapters.aws import open_client
 from pipeline.adapters.eventbridge import EventBridgeSink
 from pipeline.adapters.sqs import BATCH_BYTES, SqsQueue, SqsSink
 from pipeline.errors import DeferError
+from pipeline.ports import QueueMessage
 from tests.servers import moto
 from tests.wire import RESET, http, s3_error, wire
 

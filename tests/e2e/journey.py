@@ -1,4 +1,4 @@
-"""One journey, whatever the servers: two instances send recordings of every kind, and everything arrives as it was sent."""
+"""One journey, whatever the servers: two instances send every kind of recording, and each arrives as it was sent."""
 
 import hashlib
 import json
@@ -47,7 +47,8 @@ def wav(size_bytes: int) -> bytes:
     """Make a stereo call of 8 kHz (RIFF) of that length in all, header included."""
     samples = size_bytes - 44
     format_chunk = b"fmt " + b"".join(
-        number.to_bytes(width, "little") for number, width in ((16, 4), (1, 2), (2, 2), (8000, 4), (32000, 4), (4, 2), (16, 2))
+        number.to_bytes(width, "little")
+        for number, width in ((16, 4), (1, 2), (2, 2), (8000, 4), (32000, 4), (4, 2), (16, 2))
     )
     head = b"RIFF" + (36 + samples).to_bytes(4, "little") + b"WAVE" + format_chunk
     return head + b"data" + samples.to_bytes(4, "little") + marked(samples)

@@ -58,7 +58,7 @@ async def _begin(running: ProcessNode, party: Party, contact: str, beginning: by
 async def durable(running: ProcessNode, party: Party, contact: str, at_least: int) -> int:
     """Wait until so much of an unfinished body is acknowledged; give how much it is."""
     with anyio.fail_after(10):
-        while ((offset := await running.caller.offset(party, contact, "voice.wav")) or 0) < at_least:
+        while ((offset := await running.caller.offset(party, contact, "voice.wav")) or 0) < at_least:  # noqa: ASYNC110
             await anyio.sleep(0.05)
     assert offset is not None
     return offset
@@ -206,7 +206,7 @@ async def test_asked_to_end_it_ends_and_nothing_is_lost(tmp_path: Path) -> None:
 
 async def _eventually(true: Callable[[], Awaitable[object]]) -> None:
     with anyio.fail_after(20):
-        while not await true():
+        while not await true():  # noqa: ASYNC110 - another process is watched
             await anyio.sleep(0.05)
 
 
@@ -222,7 +222,7 @@ async def _has_parts(site: Site, party: Party) -> bool:
 
 
 def _check_each_status_once(site: Site, party: Party, recordings: int) -> None:
-    """A crash may repeat a line of the log, with the same de-duplication id; never leave one out, or change its order."""
+    """Let a crash repeat a line of the log, with the same de-duplication id; not leave one out, or change their order."""
     told: dict[str, dict[str, Any]] = {}
     for event in site.events(party):
         told.setdefault(event["detail"]["eventDeduplicationId"], event["detail"])

@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 
 from pipeline.crypt.artifact import HEADER_SIZE
+from pipeline.ids import InstanceId, Kind
 from tests.e2e import journey
 from tests.e2e.journey import contact_event, message, wav
 from tests.node import Caller, node, until
@@ -66,10 +67,10 @@ async def nothing_of(site: Site, contact: str) -> None:
 
 
 async def delivered(site: Site, party: Party) -> None:
-    """A party's own recording has arrived as it was sent, in its own bucket."""
+    """Check that a party's own recording has arrived as it was sent, in its own bucket."""
     [stored] = (await site.objects(party)).values()
     assert stored.body == BODY
-    assert stored.kms_key_arn == party.instance.storage[journey.Kind.VOICE].kms_key_arn
+    assert stored.kms_key_arn == party.instance.storage[Kind.VOICE].kms_key_arn
 
 
 # --- over HTTP
@@ -80,8 +81,13 @@ async def test_a_token_opens_its_own_instance_and_gives_no_hint_of_others(tmp_pa
     async with moto_site(tmp_path) as site, node(site) as caller:
         acme, borealis = site.parties
         assert (await caller.put(acme, "c-1", "voice.wav", BODY)).status == 201
-        unknown = replace(acme, instance=replace(acme.instance, instance_id=uuid4()))
-        for method, recording in (("PUT", "voice.wav"), ("PUT", "chat/a.json"), ("HEAD", "voice.wav"), ("GET", "voice")):
+        unknown = replace(acme, instance=replace(acme.instance, instance_id=InstanceId(uuid4())))
+        for method, recording in (
+            ("PUT", "voice.wav"),
+            ("PUT", "chat/a.json"),
+            ("HEAD", "voice.wav"),
+            ("GET", "voice"),
+        ):
             others = await caller.ask(method, acme.path("c-1", recording), borealis)
             nobodys = await caller.ask(method, unknown.path("c-1", recording), borealis)
             nothing = await caller.ask(method, "/v1/nothing", borealis)
@@ -124,7 +130,9 @@ async def test_a_ring_file_of_another_instance_opens_nothing(tmp_path: Path) -> 
             path.unlink()
             path.with_name(other.name).write_bytes(raw)
         async with node(site):
-            await until(lambda: all(holds(site, party) for party in site.parties) or len(site.artifacts("integrity")) == 2)
+            await until(
+                lambda: all(holds(site, party) for party in site.parties) or len(site.artifacts("integrity")) == 2
+            )
         for party in site.parties:
             await nothing_of(site, f"c-{party.instance.alias}")
 
@@ -186,7 +194,9 @@ async def test_instances_that_change_names_lose_no_recording_to_each_other(tmp_p
         folders[1].rename(folders[0])
         (site.state / "aside").rename(folders[1])
         async with node(site):
-            await until(lambda: all(holds(site, party) for party in site.parties) or len(site.artifacts("integrity")) == 2)
+            await until(
+                lambda: all(holds(site, party) for party in site.parties) or len(site.artifacts("integrity")) == 2
+            )
         for party in (acme, borealis):
             await nothing_of(site, f"c-{party.instance.alias}")
             assert await site.objects(party) == {}
