@@ -13,7 +13,7 @@ from uuid import uuid4
 import anyio.lowlevel
 from awscrt.checksums import crc64nvme
 
-from pipeline.delivery.upload import checksum_text
+from pipeline.checksums import checksum_text
 from pipeline.errors import DestinationBusyError, DestinationRefusedError
 from pipeline.instances import Storage
 from pipeline.ports import (

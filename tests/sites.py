@@ -6,7 +6,7 @@ site's directory.
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -216,8 +216,7 @@ async def embedded_site(directory: Path) -> AsyncIterator[Site]:
     """Use the embedded servers, as children of this process: the key server, and SeaweedFS that asks it for keys."""
     plain = load_settings(None, {"PIPELINE_STATE_DIR": str(directory / "state")}, base=directory)
     stop = anyio.Event()
-    with opened(plain) as known, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(children, "TERM_S", 0.5)
+    with opened(plain) as known, _impatient():
         running = Servers(known)
         async with anyio.create_task_group() as group:
             group.start_soon(running.run, stop, name="embedded")
@@ -255,10 +254,19 @@ async def seaweedfs_site(directory: Path) -> AsyncIterator[tuple[Site, RunningKe
     """Use the key server, in this process, and SeaweedFS for the buckets: for large bodies."""
     async with running_key_server(directory) as keys, keys.client("admin") as admin:
         arns = [(await admin.create_key())["KeyMetadata"]["Arn"] for _ in range(4)]
-        async with servers.seaweedfs(directory, _kms(keys)) as s3:
-            site = _site(directory, arns, _kms(keys), s3, account=ACCOUNT)
-            await _make_buckets(site)
-            yield site, keys
+        with _impatient():
+            async with servers.seaweedfs(directory, _kms(keys)) as s3:
+                site = _site(directory, arns, _kms(keys), s3, account=ACCOUNT)
+                await _make_buckets(site)
+                yield site, keys
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """Kill a server that does not end when it is asked to: SeaweedFS takes half a minute."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(children, "TERM_S", 0.5)
+        yield
 
 
 def _kms(keys: RunningKeyServer) -> Endpoint:

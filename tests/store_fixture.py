@@ -4,8 +4,7 @@
 """
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,7 +15,7 @@ import anyio
 from pipeline.adapters.disk import Disk
 from pipeline.audit.records import Actor
 from pipeline.crypt.keyring import KeyRing
-from pipeline.errors import PipelineError, StoreIoError
+from pipeline.errors import StoreIoError
 from pipeline.ids import RECORDINGS, InstanceId, Kind
 from pipeline.instances import Instance, Limits, Storage
 from pipeline.intake.chats import Chats
@@ -69,7 +68,7 @@ class Refusal:
 
     operation: str
     part: str
-    error: PipelineError
+    error: Exception
     times: int
 
 
@@ -86,36 +85,42 @@ class WatchedDisk:
         self.handles: dict[int, str] = {}
         self._contents: dict[int, bytes] = {}
         self._entries: dict[str, dict[str, int]] = {}
+        self._files: dict[str, int] = {}
+        """Which file a path names now; files are numbered as they are made."""
+        self._opened: dict[int, int] = {}
 
-    def refuse(self, operation: str, part: str = "", *, error: PipelineError | None = None, times: int = 1) -> None:
+    def refuse(self, operation: str, part: str = "", *, error: Exception | None = None, times: int = 1) -> None:
         self.refusals.append(Refusal(operation, part, error or StoreIoError(f"no {operation}"), times))
 
     def operations(self, *wanted: str) -> list[tuple[str, str]]:
         return [(operation, path) for operation, path in self.done if not wanted or operation in wanted]
 
     def close_all(self) -> None:
-        """What the system does with a process that died."""
+        """Do what the system does with a process that died."""
         for handle in list(self.handles):
             self.close(handle)
 
-    def power_cut(self, target: Path) -> None:
-        """Write to `target` only what is durable: synced contents under synced names."""
-        for directory, entries in self._entries.items():
-            (target / directory.lstrip("/")).mkdir(parents=True, exist_ok=True)
-            for name, inode in entries.items():
-                path = target / directory.lstrip("/") / name
-                if not path.is_dir():
-                    path.write_bytes(self._contents.get(inode, b""))
+    def durable(self) -> dict[str, bytes]:
+        """Tell what a power cut would leave: synced contents under synced names."""
+        return {
+            f"{directory}/{name}": self._contents.get(file, b"")
+            for directory, entries in self._entries.items()
+            for name, file in entries.items()
+        }
 
     # --- the port
 
     def create(self, path: str) -> int:
         self._do("create", path)
-        return self._held(self.disk.create(path), path)
+        handle = self._held(self.disk.create(path), path)
+        self._files[path] = self._opened[handle] = len(self.done)
+        return handle
 
     def open(self, path: str, *, write: bool = False) -> int:
         self._do("open", path)
-        return self._held(self.disk.open(path, write=write), path)
+        handle = self._held(self.disk.open(path, write=write), path)
+        self._opened[handle] = self._files.setdefault(path, len(self.done))
+        return handle
 
     def append(self, handle: int, buffers: Sequence[Buffer]) -> None:
         self._do("append", self.handles[handle])
@@ -138,7 +143,7 @@ class WatchedDisk:
 
     def sync(self, handle: int) -> None:
         self._do("sync", self.handles[handle])
-        self._contents[os.fstat(handle).st_ino] = self.disk.read(handle, 0, self.disk.size(handle))
+        self._contents[self._opened[handle]] = self.disk.read(handle, 0, self.disk.size(handle))
 
     def close(self, handle: int) -> None:
         self.done.append(("close", self.handles.pop(handle)))
@@ -147,20 +152,23 @@ class WatchedDisk:
     def rename(self, source: str, target: str) -> None:
         self._do("rename", target)
         self.disk.rename(source, target)
+        if source in self._files:
+            self._files[target] = self._files.pop(source)
 
     def unlink(self, path: str) -> None:
         self._do("unlink", path)
         self.disk.unlink(path)
+        self._files.pop(path, None)
 
     def make_directory(self, path: str) -> None:
-        if not os.path.isdir(path):
+        if not Path(path).is_dir():
             self._do("make_directory", path)
-            os.makedirs(path, mode=0o700)
-            self._entries[path] = {}
+            Path(path).mkdir(mode=0o700, parents=True)
 
     def sync_directory(self, path: str) -> None:
         self._do("sync_directory", path)
-        self._entries[path] = {each.name: each.stat().st_ino for each in Path(path).iterdir() if each.is_file()}
+        inside = ((Path(name), file) for name, file in self._files.items() if name.startswith(f"{path}/"))
+        self._entries[path] = {name.name: file for name, file in inside if str(name.parent) == path}
 
     def sync_volume(self, path: str) -> None:
         self._do("sync_volume", path)
@@ -274,6 +282,15 @@ class Node:
             body = bytearray(reader.media_bytes)
             reader.read_into(0, memoryview(body))
             return bytes(body)
+
+
+def after_power_cut(world: World, durable: Mapping[str, bytes], root: Path) -> World:
+    """Make the world that is left of one at another place."""
+    for path, content in durable.items():
+        target = root / Path(path).relative_to(world.root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    return World(root=root, clock=world.clock, kms=world.kms)
 
 
 def source(source_id: str = "call-1", kind: Kind = Kind.VOICE, contact: str = "contact-1") -> Source:

@@ -11,7 +11,8 @@ from awscrt.checksums import crc64nvme
 
 from pipeline.delivery.buffers import MIB, BufferPool
 from pipeline.delivery.proof import Receipt, Subject
-from pipeline.delivery.upload import UploadPlan, checksum_text, deliver
+from pipeline.checksums import checksum_text
+from pipeline.delivery.upload import UploadPlan, deliver
 from pipeline.ids import ArtifactId, InstanceId, Kind, RecordingId
 from pipeline.ports import Destination
 from tests.s3_strict import STORAGE

@@ -5,6 +5,7 @@ from typing import Any
 
 import anyio.to_thread
 
+from pipeline.checksums import checksum_text
 from pipeline.commands.access import Access
 from pipeline.commands.options import Site
 from pipeline.commands.plaintext import reading_store
@@ -13,7 +14,7 @@ from pipeline.crypt.artifact import FRAME_PREFIX, HEADER_SIZE, Entry, next_entry
 from pipeline.crypt.segments import DataKey, SegmentType
 from pipeline.errors import DeferError, RejectError, SegmentForgedError, StoreIoError
 from pipeline.intake.chats import render_again
-from pipeline.intake.sealing import COPY, crc_text
+from pipeline.intake.sealing import COPY
 from pipeline.interim.reader import ArtifactReader, read_header
 from pipeline.interim.states import ArtifactName, State
 from pipeline.interim.survey import is_held
@@ -111,7 +112,7 @@ class Inspection:
                 media = Digests()
                 media.update(render_again(reader))
         said = (manifest.object.size_bytes, manifest.object.crc64nvme, manifest.object.sha256)
-        if said != (media.size_bytes, crc_text(media.crc64nvme), media.sha256):
+        if said != (media.size_bytes, checksum_text(media.crc64nvme), media.sha256):
             raise SegmentForgedError("an artifact holds other bytes than its manifest says")
 
 

@@ -16,8 +16,8 @@ import anyio
 from awscrt.checksums import crc64nvme
 from msgspec import Struct
 
+from pipeline.checksums import checksum_text
 from pipeline.delivery.proof import Receipt, Subject, Verdict, compare, verify
-from pipeline.delivery.upload import checksum_text
 from pipeline.errors import DestinationBusyError, DestinationHeldError, HoldCode, PipelineError, RefuseError
 from pipeline.ids import ArtifactId, InstanceId, Kind, RecordingId
 from pipeline.instances import Discriminator, Storage

@@ -5,7 +5,6 @@ What fails leaves nothing behind: no half object, no multipart upload, no lease.
 never tries again by itself, except that a multipart upload which the bucket lost is begun anew.
 """
 
-import base64
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Protocol
 import anyio
 from awscrt.checksums import combine_crc64nvme, crc64nvme
 
+from pipeline.checksums import checksum_text
 from pipeline.delivery.buffers import MIB, BufferPool, size_class
 from pipeline.delivery.proof import Receipt, Subject, Verdict, compare, verify
 from pipeline.errors import (
@@ -100,11 +100,6 @@ def parts_of(size_bytes: int) -> Iterator[Part]:
     step = part_bytes(size_bytes)
     for number, offset in enumerate(range(0, size_bytes, step), start=1):
         yield Part(number, offset, min(step, size_bytes - offset))
-
-
-def checksum_text(crc: int) -> str:
-    """Write a CRC64NVME as S3 does: base64 of its 8 bytes, big endian."""
-    return base64.b64encode(crc.to_bytes(8, "big")).decode()
 
 
 async def deliver(

@@ -13,6 +13,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from pipeline.checksums import checksum_text
 from pipeline.crypt.contents import Head, Record, Rendition, encode_records
 from pipeline.crypt.segments import SegmentType
 from pipeline.delivery import transcript
@@ -22,7 +23,7 @@ from pipeline.ids import InstanceId, Kind
 from pipeline.intake.contacts import Expected
 from pipeline.intake.reception import Answer, Reception, Source
 from pipeline.intake.recorder import TRANSCRIPT, Recorder
-from pipeline.intake.sealing import crc_text, manifest_of
+from pipeline.intake.sealing import manifest_of
 from pipeline.interim.reader import ArtifactReader
 from pipeline.interim.states import ArtifactName, State
 from pipeline.interim.store import InterimStore
@@ -182,7 +183,7 @@ def rendition_of(data: bytes) -> Rendition:
     return Rendition(
         renderer=transcript.RENDERER,
         size_bytes=len(data),
-        crc64nvme=crc_text(digests.crc64nvme),
+        crc64nvme=checksum_text(digests.crc64nvme),
         sha256=digests.sha256,
         content_type="application/json",
         extension="json",

@@ -1,10 +1,10 @@
 """What stands at the end of an artifact: its manifest, and with it the object keys it may take. Pure."""
 
-from base64 import b64encode
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal
 
+from pipeline.checksums import checksum_text
 from pipeline.crypt.contents import Counts, Manifest, Rendition
 from pipeline.delivery.naming import object_keys
 from pipeline.intake.contacts import Contact
@@ -21,16 +21,11 @@ def copy_rendition(digests: Digests, content_type: str, extension: str) -> Rendi
     return Rendition(
         renderer=COPY,
         size_bytes=digests.size_bytes,
-        crc64nvme=crc_text(digests.crc64nvme),
+        crc64nvme=checksum_text(digests.crc64nvme),
         sha256=digests.sha256,
         content_type=content_type,
         extension=extension,
     )
-
-
-def crc_text(crc: int) -> str:
-    """Write a CRC64NVME as S3 does: base64 of its eight bytes, big endian."""
-    return b64encode(crc.to_bytes(8, "big")).decode()
 
 
 def manifest_of(

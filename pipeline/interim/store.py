@@ -235,8 +235,12 @@ class InterimStore:
         return target
 
     async def drop(self, name: ArtifactName, lines: Sequence[LogLine]) -> None:
-        """Remove an artifact whose bytes are held under another name, or that holds none."""
-        await self._commits.commit(Commit(lines=tuple(lines), unlinks=(self.path(name),)))
+        """Remove an artifact whose bytes are held under another name, or that holds none.
+
+        Under a name that the scan removes, before it goes: a power cut must not bring it back.
+        """
+        path, gone = self.path(name), f"{self.path(name)}.tmp"
+        await self._commits.commit(Commit(lines=tuple(lines), renames=((path, gone),), unlinks=(gone,)))
         self.index.remove(name.artifact_id)
 
     async def fold(self, name: ArtifactName, receipt: bytes, log: str) -> None:

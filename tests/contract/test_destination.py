@@ -12,9 +12,9 @@ from awscrt.checksums import combine_crc64nvme, crc64nvme
 
 from pipeline.adapters.aws import open_client
 from pipeline.adapters.s3 import S3Destination
+from pipeline.checksums import checksum_text
 from pipeline.delivery.probe import probe
 from pipeline.delivery.proof import Receipt, Subject, Verdict, compare, verify
-from pipeline.delivery.upload import checksum_text
 from pipeline.errors import DestinationBusyError, DestinationHeldError, HoldCode, RefuseError
 from pipeline.ids import ArtifactId, InstanceId, Kind, RecordingId
 from pipeline.instances import Storage

@@ -162,6 +162,7 @@ async def test_curl_is_refused_with_a_reason_and_nothing_is_kept(tmp_path: Path)
 
 
 @needs_ffmpeg
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recording", "options", "content_type"),
     [
@@ -220,15 +221,16 @@ async def test_a_body_that_breaks_off_can_be_resumed(tmp_path: Path) -> None:
         assert (await arrived(site, acme, "c-1")).body == body
 
 
+@pytest.mark.slow
 async def test_a_slow_client_is_served_and_a_silent_one_is_let_go(tmp_path: Path) -> None:
     """Bytes now and then keep the line; silence for longer than the limit ends it, and nothing of it is lost."""
     body = wav(50_000)
     async with small_limits(tmp_path, idle_s=1) as (site, caller, acme):
         with _begun(caller, acme, "c-slow", len(body)) as slow, _begun(caller, acme, "c-silent", len(body)) as silent:
             silent.sendall(body[:30_000])
-            for at in range(0, len(body), 5_000):
-                slow.sendall(body[at : at + 5_000])
-                await anyio.sleep(0.3)
+            for at in range(0, len(body), 10_000):
+                slow.sendall(body[at : at + 10_000])
+                await anyio.sleep(0.5)
             for client, status in ((slow, b"201"), (silent, b"503")):
                 client.settimeout(10)
                 answer = await anyio.to_thread.run_sync(client.recv, 4096)

@@ -15,6 +15,7 @@ from typing import Any
 
 import anyio
 import pytest
+from botocore.exceptions import ClientError
 
 import pipeline.embedded
 from pipeline.adapters import children, seaweed
@@ -83,10 +84,19 @@ async def put(bucket_settings: Settings, instance: Instance, key: str) -> dict[s
 
 
 async def got(bucket_settings: Settings, instance: Instance, key: str) -> bytes:
+    """Read an object. A server that has just come back may still answer 5xx for a moment; nothing else is excused."""
+    deadline = anyio.current_time() + 15
     async with open_client("s3", bucket_settings.s3) as s3:
-        answer = await s3.get_object(Bucket=instance.storage[Kind.VOICE].bucket, Key=key)
-        body: bytes = await answer["Body"].read()
-        return body
+        while True:
+            try:
+                answer = await s3.get_object(Bucket=instance.storage[Kind.VOICE].bucket, Key=key)
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] < 500 or anyio.current_time() > deadline:
+                    raise
+                await anyio.sleep(0.2)
+            else:
+                body: bytes = await answer["Body"].read()
+                return body
 
 
 async def refusal(call: Any) -> str:

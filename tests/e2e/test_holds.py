@@ -73,9 +73,9 @@ async def test_a_disabled_data_key_holds_its_instance_only_until_it_is_back(tmp_
         async with node(site) as caller:
             await send(caller, acme, 0, 5)
             keys.disable(key_id(acme.instance.kms_key_arn))
-            proxy.closed = False
             await until(lambda: hold(site, acme, "keys"))
             assert hold(site, acme, "keys") == "KEY_DISABLED"
+            proxy.closed = False
             answer = await caller.put(acme, "c-5", "voice.wav", BODY)
             assert (answer.status, answer.json["reason"], answer.headers["Retry-After"]) == (503, "KEY_DISABLED", "30")
             answer = await caller.post(acme, message(acme, "c-chat", "i-1", "hello"))
@@ -108,9 +108,9 @@ async def test_a_key_that_is_to_be_deleted_is_a_hold_and_not_a_loss(tmp_path: Pa
         async with node(site) as caller:
             await send(caller, site.acme, 0, 1)
             keys.schedule_deletion(key_id(site.acme.instance.kms_key_arn))
-            proxy.closed = False
             await until(lambda: hold(site, site.acme, "keys"))
             assert hold(site, site.acme, "keys") == "KEY_PENDING_DELETION"
+            proxy.closed = False
             keys.enable(key_id(site.acme.instance.kms_key_arn))
             await whole(site, site.acme, 1)
 

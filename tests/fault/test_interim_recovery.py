@@ -1,4 +1,4 @@
-"""What a crash leaves of an open artifact: acknowledged is recovered, torn is cut, what follows opens (F1, F3, F5, F6)."""
+"""What a crash leaves of an open artifact: acknowledged is recovered, torn is cut, the rest opens (F1, F3, F5, F6)."""
 
 import os
 from collections.abc import AsyncIterator, Callable
@@ -16,8 +16,8 @@ from pipeline.errors import SegmentForgedError, StoreFullError, StoreIoError
 from pipeline.ids import KeyId, Kind, new_artifact_id
 from pipeline.interim.recovery import Recovered, recover, renew
 from pipeline.interim.states import ArtifactName, State
-from tests.store_fixture import A, WatchedDisk, World, node, source
-from tests.unit.keyring_fakes import FakeClock
+from tests.store_fixture import WatchedDisk, World, node, source
+from tests.unit.keyring_fakes import A, FakeClock
 
 KEY = DataKey(KeyId(UUID(int=7)), os.urandom(32))
 NOW = FakeClock().now()
@@ -46,7 +46,7 @@ class Artifact:
 
 
 def artifact(header: bytes = HEADER, key: DataKey = KEY) -> Artifact:
-    """The last batch is not acknowledged: nothing names its end."""
+    """Make one whose last batch is not acknowledged: nothing names its end."""
     sealer, raw, durable = Sealer(key, header), header, 0
     raw += sealer.seal(SegmentType.EVENT, HEAD, 0)
     ends, media, acknowledged = [len(raw)], [b""], []
@@ -66,24 +66,29 @@ VOUCHED = ARTIFACT.acknowledged[1]
 
 
 def recovered(root: Path, raw: bytes) -> tuple[Recovered | None, bytes, list[bytes]]:
-    path = root / "artifact"
-    path.write_bytes(raw)
-    lost = root / "lost"
+    path, lost = root / "artifact", root / "lost"
     files = WatchedDisk()
-    handle = files.open(str(path), write=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    files.handles[handle] = str(path)
+    os.ftruncate(handle, 0)
+    os.write(handle, raw)
     try:
         found = recover(files, handle, NAME, KEY, str(lost))
+        left = os.pread(handle, len(raw) + 1, 0)
     finally:
         files.close(handle)
-    cut = [lost.read_bytes()] if lost.exists() else []
-    lost.unlink(missing_ok=True)
-    if path.read_bytes() != raw:
+    cut = []
+    if lost.exists():
+        cut.append(lost.read_bytes())
+        lost.unlink()
+    if left != raw:
         written = [at for at, (operation, _) in enumerate(files.done) if operation == "truncate"]
         synced = [at for at, done in enumerate(files.done) if done == ("sync", str(lost))]
         assert synced < written, "the copy is durable before the tail is cut"
-    return found, path.read_bytes(), cut
+    return found, left, cut
 
 
+OTHER_HEADER = Header(NAME.kind, A, new_artifact_id(NOW), KEY.key_id, NOW).pack()
 DAMAGE: dict[str, Callable[[bytes, int], bytes]] = {
     "cut": lambda raw, at: raw[:at],
     "zeros": lambda raw, at: raw[:at] + bytes(len(raw) - at),
@@ -92,12 +97,12 @@ DAMAGE: dict[str, Callable[[bytes, int], bytes]] = {
     "another's old blocks": lambda raw, at: raw[:at] + artifact(OTHER_HEADER).raw[at:],
     "longer by zeros": lambda raw, at: raw[:at] + bytes(10_000),
 }
-OTHER_HEADER = Header(NAME.kind, A, new_artifact_id(NOW), KEY.key_id, NOW).pack()
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_what_is_lost_from_any_byte_on_is_cut_and_the_rest_recovered(tmp_path: Path, damage: str) -> None:
-    for at in range(HEADER_SIZE, len(ARTIFACT.raw) + 1):
+    step = 8 if damage == "longer by zeros" else 1
+    for at in range(HEADER_SIZE, len(ARTIFACT.raw) + 1, step):
         torn = DAMAGE[damage](ARTIFACT.raw, at)
         end = ARTIFACT.whole_below(at)
         if end == 0:
@@ -283,7 +288,7 @@ def test_a_file_whose_sync_failed_is_copied_before_it_is_trusted(tmp_path: Path)
 
 @asynccontextmanager
 async def broken_off(world: World, *pieces: bytes) -> AsyncIterator[Path]:
-    """An open artifact on disk, acknowledged piece by piece, its process dead."""
+    """Leave an open artifact on disk, acknowledged piece by piece, its process dead."""
     async with node(world) as process:
         reception = await process.recorder.begin(process.a, source())
         for piece in pieces:
@@ -293,9 +298,9 @@ async def broken_off(world: World, *pieces: bytes) -> AsyncIterator[Path]:
     yield path
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", ["cut", "zeros", "its own old blocks"])
 async def test_what_follows_a_torn_tail_opens(tmp_path: Path, damage: str) -> None:
-    for place in range(4):
+    for place in (0, 2):
         world = World(root=tmp_path / f"{place}")
         async with broken_off(world, b"acked-1", b"acked-2", b"not acknowledged") as path:
             raw = path.read_bytes()

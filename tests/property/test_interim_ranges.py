@@ -43,13 +43,13 @@ def check(body: bytes, data: st.DataObject) -> None:
     assert found == [body[offset : offset + size] for offset, size in ranges]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(body=st.binary(max_size=200), data=st.data())
 def test_any_range_of_a_small_artifact_is_the_slice(body: bytes, data: st.DataObject) -> None:
     check(body, data)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(data=st.data())
 def test_any_range_of_a_large_artifact_is_the_slice(data: st.DataObject) -> None:
     check(LARGE, data)

@@ -1,4 +1,5 @@
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 
 import anyio
@@ -12,7 +13,7 @@ from pipeline.ids import Kind
 from pipeline.intake.chats import render_again
 from pipeline.intake.reception import Source
 from pipeline.interim.states import ArtifactName, State
-from tests.store_fixture import MARKER, Node, World, node, settled
+from tests.store_fixture import MARKER, Node, World, after_power_cut, node, settled
 
 CONTACT = "chat-1"
 DAY = timedelta(hours=25).total_seconds()
@@ -52,9 +53,7 @@ async def test_items_are_durable_when_they_are_answered(tmp_path: Path) -> None:
         appended = process.files.operations("append", "sync")
         assert appended[-1][0] == "sync"
         await process.chats.append(process.a, CONTACT, [item(3)])
-    cut = tmp_path / "cut"
-    process.files.power_cut(cut)
-    after = World(root=cut / str(tmp_path).lstrip("/"), clock=world.clock, kms=world.kms)
+    after = after_power_cut(world, process.files.durable(), tmp_path / "after")
     async with node(after) as process:
         await process.chats.end(process.a, CONTACT, even_if_empty=False)
         assert await transcript(process, process.sealed[0]) == ["i-1", "i-2", "i-3"]
@@ -94,9 +93,8 @@ async def test_repeats_after_delivery_are_known_by_the_receipt(tmp_path: Path) -
         await process.chats.end(process.a, CONTACT, even_if_empty=True)
         name = process.sealed[0]
         manifest, _ = await opened(process, name)
-        receipt = {"recordingId": str(manifest.recording_id), "itemDigests": manifest.item_digests}
-        receipt |= {"artifactId": str(name.artifact_id), "generation": 1, "sizeBytes": 1, "sha256": "0" * 64}
-        await process.store.settle(name, msgspec.json.encode(receipt), (), ())
+        receipt = msgspec.json.encode({"itemDigests": manifest.item_digests})
+        await process.store.settle(name, receipt, (), ())
         await process.chats.append(process.a, CONTACT, [item(1)])
         assert len(world.names()) == 1
         await process.chats.append(process.a, CONTACT, [item(1), item(2)])
@@ -228,20 +226,17 @@ async def test_items_at_the_same_time_are_one_chat(tmp_path: Path) -> None:
         assert await transcript(process, process.sealed[0]) == [f"i-{number}" for number in range(10)]
 
 
-@pytest.mark.parametrize("operation", ["append", "sync"])
-@pytest.mark.parametrize("error", [StoreIoError("EIO"), StoreFullError("ENOSPC")])
-async def test_an_item_that_is_not_durable_is_not_answered_and_comes_again(
-    tmp_path: Path, operation: str, error: PipelineError
-) -> None:
-    world = World(root=tmp_path)
-    async with node(world) as process:
-        await process.chats.append(process.a, CONTACT, [item(1)])
-        process.files.refuse(operation, ".open", error=error)
-        with pytest.raises(type(error)):
-            await process.chats.append(process.a, CONTACT, [item(2)])
-        await process.chats.append(process.a, CONTACT, [item(2)])
+async def test_an_item_that_is_not_durable_is_not_answered_and_comes_again(tmp_path: Path) -> None:
+    async with node(World(root=tmp_path)) as process:
+        await process.chats.append(process.a, CONTACT, [item(0)])
+        errors: list[PipelineError] = [StoreIoError("EIO"), StoreFullError("ENOSPC")]
+        for number, (operation, error) in enumerate(product(("append", "sync"), errors), start=1):
+            process.files.refuse(operation, ".open", error=error)
+            with pytest.raises(type(error)):
+                await process.chats.append(process.a, CONTACT, [item(number)])
+            await process.chats.append(process.a, CONTACT, [item(number)])
         await process.chats.end(process.a, CONTACT, even_if_empty=False)
-        assert await transcript(process, process.sealed[0]) == ["i-1", "i-2"]
+        assert await transcript(process, process.sealed[0]) == [f"i-{number}" for number in range(5)]
         assert [name.standing for name in process.store.index] == [State.SEALED]
 
 

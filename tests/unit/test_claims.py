@@ -53,7 +53,9 @@ def test_a_resumed_body_says_where_it_goes_on(text: str, offset: int) -> None:
     assert claims(content_range=text).resumes_at == offset
 
 
-@pytest.mark.parametrize("text", ["bytes */10", "bytes 0-9", "bytes a-b/*", "0-9/*", "bytes 0-4/10", "bytes 5-/10", "bytes ٣-/*"])
+@pytest.mark.parametrize(
+    "text", ["bytes */10", "bytes 0-9", "bytes a-b/*", "0-9/*", "bytes 0-4/10", "bytes 5-/10", "bytes ²-/*"]
+)
 def test_another_range_is_refused(text: str) -> None:
     with pytest.raises(RefuseError) as refused:
         claims(content_range=text)

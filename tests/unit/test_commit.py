@@ -103,9 +103,7 @@ async def test_a_group_shares_what_can_be_shared(tmp_path: Path) -> None:
         assert await together(commits, *wanted) == ["done"] * 6
     assert files.operations("sync_directory").count(("sync_directory", str(tmp_path))) == 2
     assert len(files.operations("sync_volume")) == 1
-    assert [path for _, path in files.operations("sync") if path.endswith(".jsonl")] == [
-        f"{tmp_path}/logs/audit.jsonl"
-    ]
+    assert [path for _, path in files.operations("sync") if path.endswith(".jsonl")] == [f"{tmp_path}/logs/audit.jsonl"]
     assert (tmp_path / "logs/audit.jsonl").read_bytes() == b"a\nb\nc\nd\ne\nf\n"
 
 

@@ -68,25 +68,21 @@ def test_what_is_missing_is_told_as_the_port_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("call", ["writev", "fsync", "rename", "mkdir"])
-def test_a_full_disk_has_its_own_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
-) -> None:
+def test_a_full_disk_has_its_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int) -> None:
     handle = DISK.create(f"{tmp_path}/file")
+    calls = {
+        "writev": lambda: DISK.append(handle, [b"x"]),
+        "fsync": lambda: DISK.sync(handle),
+        "rename": lambda: DISK.rename(f"{tmp_path}/file", f"{tmp_path}/other"),
+        "mkdir": lambda: DISK.make_directory(f"{tmp_path}/new"),
+    }
 
     def refuse(*_args: object, **_named: object) -> None:
         raise OSError(code, "no room")
 
-    monkeypatch.setattr(disk_module.os, call, refuse)
+    monkeypatch.setattr(os, call, refuse)
     with pytest.raises(StoreFullError):
-        match call:
-            case "writev":
-                DISK.append(handle, [b"x"])
-            case "fsync":
-                DISK.sync(handle)
-            case "rename":
-                DISK.rename(f"{tmp_path}/file", f"{tmp_path}/other")
-            case "mkdir":
-                DISK.make_directory(f"{tmp_path}/new")
+        calls[call]()
     monkeypatch.undo()
     DISK.close(handle)
 
@@ -97,13 +93,13 @@ def test_half_a_write_is_cut_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     real = os.writev
 
     def half(descriptor: int, views: list[memoryview]) -> int:
-        monkeypatch.setattr(disk_module.os, "writev", full)
+        monkeypatch.setattr(os, "writev", full)
         return real(descriptor, [views[0][:3]])
 
     def full(_descriptor: int, _views: list[memoryview]) -> int:
         raise OSError(errno.ENOSPC, "no room")
 
-    monkeypatch.setattr(disk_module.os, "writev", half)
+    monkeypatch.setattr(os, "writev", half)
     with pytest.raises(StoreFullError):
         DISK.append(handle, [b"half of this"])
     monkeypatch.undo()
@@ -133,7 +129,9 @@ def test_volumes_and_free_room_are_known(tmp_path: Path) -> None:
     assert abs(DISK.free_bytes(str(tmp_path)) - facts.f_bavail * facts.f_frsize) < 2**30
 
 
-def test_a_store_has_one_process(tmp_path: Path) -> None:
+def test_a_store_has_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F14."""
+    monkeypatch.setattr(disk_module, "_LOCK_PATIENCE_S", 0.05)
     path = f"{tmp_path}/lock"
     assert holder(path) is None
     with locked(path):

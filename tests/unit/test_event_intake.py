@@ -8,6 +8,7 @@ import pytest
 from pipeline.errors import HoldCode, KeyUnavailableError, RefuseError, StoreIoError
 from pipeline.ids import InstanceId, Kind
 from pipeline.intake.events import MAX_EVENT_BYTES, ForeignInstanceError
+from pipeline.intake.journal import JournalEntry
 from pipeline.interim.states import State
 from tests.store_fixture import MARKER, Node, World, instance, node, source
 from tests.unit.keyring_fakes import ARN, A, B
@@ -57,7 +58,11 @@ def told(world: World) -> dict[str, str]:
 async def test_events_are_durable_and_known_after_a_restart(tmp_path: Path) -> None:
     world = World(root=tmp_path)
     async with node(world) as process:
-        events = [contact_event("INITIATED", initiationTimestamp="2026-11-23T11:00:00Z"), started(), started("screen", "s-1")]
+        events = [
+            contact_event("INITIATED", initiationTimestamp="2026-11-23T11:00:00Z"),
+            started(),
+            started("screen", "s-1"),
+        ]
         assert await take(process, *events) == 3
         before = process.contacts.get(A, CONTACT)
         assert before is not None
@@ -128,7 +133,9 @@ async def test_a_foreign_instance_is_refused_and_nothing_of_the_list_is_taken(tm
     world = World(root=tmp_path)
     async with node(world) as process:
         with pytest.raises(ForeignInstanceError) as refused:
-            await take(process, started(), message(1), event("Recording Started", B, recordingKind="voice", sourceId="x"))
+            await take(
+                process, started(), message(1), event("Recording Started", B, recordingKind="voice", sourceId="x")
+            )
         assert refused.value.field == "[2].detail.instanceArn"
         assert process.contacts.get(A, CONTACT) is None
         assert world.paths() == []
@@ -136,7 +143,9 @@ async def test_a_foreign_instance_is_refused_and_nothing_of_the_list_is_taken(tm
         assert await take(process, event("Recording Started", None, recordingKind="voice", sourceId="x")) == 1
 
 
-@pytest.mark.parametrize("bad", [{}, {"detail-type": "Chat Message", "detail": {}}, started("fax"), message(1, final="yes")])
+@pytest.mark.parametrize(
+    "bad", [{}, {"detail-type": "Chat Message", "detail": {}}, started("fax"), message(1, final="yes")]
+)
 async def test_one_bad_event_takes_the_whole_list_with_it(tmp_path: Path, bad: dict[str, Any]) -> None:
     world = World(root=tmp_path)
     async with node(world) as process:
@@ -238,8 +247,6 @@ async def test_nothing_is_taken_while_the_key_is_refused(tmp_path: Path) -> None
 async def test_an_event_that_can_not_be_read_any_more_does_not_stop_the_replay(tmp_path: Path) -> None:
     world = World(root=tmp_path)
     async with node(world) as process:
-        from pipeline.intake.journal import JournalEntry
-
         await process.journal.append(process.a, [JournalEntry(msgspec.Raw(b'{"detail-type":"Chat Message"}'))], [])
         await take(process, started())
     async with node(world) as process:

@@ -1,4 +1,5 @@
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 
 import anyio
@@ -118,20 +119,19 @@ async def test_a_key_that_can_not_be_had_now_is_waited_for_but_not_one_that_neve
         assert await replayed(process) == []
 
 
-@pytest.mark.parametrize("operation", ["sync", "append", "create", "sync_directory"])
-@pytest.mark.parametrize("error", [StoreIoError("EIO"), StoreFullError("ENOSPC")])
-async def test_what_is_not_durable_is_not_answered_and_the_next_event_begins_a_new_file(
-    tmp_path: Path, operation: str, error: PipelineError
-) -> None:
-    world = World(root=tmp_path)
-    async with node(world) as process:
+async def test_what_is_not_durable_is_not_answered_and_the_next_event_begins_a_new_file(tmp_path: Path) -> None:
+    async with node(World(root=tmp_path)) as process:
         await process.a.ring.active()
-        process.files.refuse(operation, "/journal/", error=error)
-        with pytest.raises(type(error)):
-            await process.journal.append(process.a, [entry(1)], [])
-        assert not [path for path in process.files.handles.values() if path.endswith(".journal")]
-        await process.journal.append(process.a, [entry(2)], [])
-        assert 2 in await replayed(process)
+        errors: list[PipelineError] = [StoreIoError("EIO"), StoreFullError("ENOSPC")]
+        operations = ("sync", "append", "create", "sync_directory")
+        for number, (operation, error) in enumerate(product(operations, errors)):
+            process.files.refuse(operation, "/journal/", error=error)
+            with pytest.raises(type(error)):
+                await process.journal.append(process.a, [entry(100 + number)], [])
+            assert not [path for path in process.files.handles.values() if path.endswith(".journal")]
+            await process.journal.append(process.a, [entry(number)], [])
+            assert number in await replayed(process)
+            process.journal.close()
 
 
 async def test_events_that_share_a_file_whose_sync_failed_all_fail(tmp_path: Path) -> None:
@@ -155,15 +155,9 @@ async def test_events_that_share_a_file_whose_sync_failed_all_fail(tmp_path: Pat
             for number in range(2, 6):
                 group.start_soon(append, number)
         assert outcomes.count("refused") >= 1
-        path = process.files.refusals[0]
-        assert path.times == 0
-        closed = [index for index, (what, _) in enumerate(process.files.done) if what == "close"]
-        synced = [index for index, (what, path) in enumerate(process.files.done) if what == "sync" and "journal" in path]
-        first = process.files.done[synced[1]][1]
-        for index in synced[2:]:
-            if process.files.done[index][1] == first:
-                assert "durable" not in outcomes
-        assert closed
+        syncs = [path for operation, path in process.files.done if operation == "sync" and "/journal/" in path]
+        if syncs.count(syncs[0]) > 2:  # the others were handed in before the failure was known
+            assert "durable" not in outcomes
         await process.journal.append(process.a, [entry(9)], [])
         assert 9 in await replayed(process)
 

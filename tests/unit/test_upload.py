@@ -3,9 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.checksums import checksum_text
 from pipeline.delivery.buffers import MIB, BufferPool, size_class
 from pipeline.delivery.proof import Receipt
-from pipeline.delivery.upload import MAX_PARTS, PART_BYTES, checksum_text, part_bytes, parts_of
+from pipeline.delivery.upload import MAX_PARTS, PART_BYTES, part_bytes, parts_of
 from pipeline.errors import (
     DestinationBusyError,
     DestinationConflictError,

@@ -2,7 +2,7 @@ import gc
 import hashlib
 import os
 import tracemalloc
-from base64 import b64encode
+from itertools import product
 from pathlib import Path
 
 import anyio
@@ -45,32 +45,34 @@ async def test_nothing_is_durable_before_a_sync_and_everything_is_after_it(tmp_p
         await writer.sync()
         assert (writer.size_bytes, writer.durable_bytes, writer.is_dirty) == (3, 3, False)
         first = process.files.operations("append", "sync", "sync_directory")[:3]
-        assert first == [("append", writer.path), ("sync", writer.path), ("sync_directory", str(Path(writer.path).parent))]
+        assert first == [
+            ("append", writer.path),
+            ("sync", writer.path),
+            ("sync_directory", str(Path(writer.path).parent)),
+        ]
         process.files.done.clear()
         await writer.append(b"def")
         await writer.sync()
         assert ("sync_directory", str(Path(writer.path).parent)) not in process.files.done
 
 
-@pytest.mark.parametrize(
-    "size",
-    [1, 16 * 1024, INLINE_LIMIT - 1, INLINE_LIMIT, INLINE_LIMIT + 1, MIB - 1, MIB, MIB + 1, 2 * MIB, 2 * MIB + 1],
-)
+SIZES = [1, 16 * 1024, INLINE_LIMIT - 1, INLINE_LIMIT, INLINE_LIMIT + 1, MIB - 1, MIB, MIB + 1, 2 * MIB, 2 * MIB + 1]
+
+
 @pytest.mark.parametrize("piece", [3 * MIB, 65536, 100_003])
-async def test_any_size_in_any_pieces_is_held_byte_for_byte(tmp_path: Path, size: int, piece: int) -> None:
-    body = os.urandom(size)
+async def test_any_size_in_any_pieces_is_held_byte_for_byte(tmp_path: Path, piece: int) -> None:
     async with node(World(root=tmp_path)) as process:
-        writer = await writer_of(process)
-        for at in range(0, size, piece):
-            await writer.append(body[at : at + piece])
-        await writer.sync()
-        held, segments = await read_back(process, writer)
-        assert held == body
-        assert max(segments) <= SEGMENT_LIMIT
-        assert writer.digests.sha256 == hashlib.sha256(body).hexdigest()
-        crc = checksums.crc64nvme(body)
-        assert writer.digests.crc64nvme == crc
-        assert b64encode(crc.to_bytes(8, "big"))
+        for size in SIZES:
+            body = os.urandom(size)
+            writer = (await process.recorder.begin(process.a, source(f"{size}"))).writer
+            for at in range(0, size, piece):
+                await writer.append(body[at : at + piece])
+            await writer.sync()
+            held, segments = await read_back(process, writer)
+            assert held == body
+            assert max(segments) <= SEGMENT_LIMIT
+            assert writer.digests.sha256 == hashlib.sha256(body).hexdigest()
+            assert writer.digests.crc64nvme == checksums.crc64nvme(body)
 
 
 async def test_records_stand_behind_the_media_that_came_before_them(tmp_path: Path) -> None:
@@ -110,26 +112,29 @@ async def test_many_tiny_pieces_take_little_more_memory_than_their_bytes(tmp_pat
         assert (await read_back(process, writer))[0] == b"x" * 60_000
 
 
-@pytest.mark.parametrize("error", [StoreIoError("EIO"), StoreFullError("ENOSPC")])
-@pytest.mark.parametrize("operation", ["sync", "append", "sync_directory"])
-async def test_a_writer_whose_disk_refused_is_closed_for_good(
-    tmp_path: Path, operation: str, error: StoreIoError
-) -> None:
+async def test_a_writer_whose_disk_refused_is_closed_for_good(tmp_path: Path) -> None:
     async with node(World(root=tmp_path)) as process:
-        writer = await writer_of(process)
-        await writer.append(b"abc")
-        process.files.refuse(operation, f"/artifacts/{writer.name.shard}", error=error)
-        with pytest.raises(type(error)):
-            await writer.sync()
-        assert writer.is_broken
-        assert writer.durable_bytes == 0
-        assert process.files.done.count(("close", writer.path)) == 1
-        process.files.done.clear()
-        for refused in (writer.append(b"x"), writer.sync(), writer.conclude(), writer.append_records(SegmentType.EVENT, [b"{}"])):
-            with pytest.raises(WriterClosedError):
-                await refused
-        await writer.close()
-        assert process.files.done == []
+        errors = (StoreIoError("EIO"), StoreFullError("ENOSPC"))
+        for operation, error in product(("sync", "append", "sync_directory"), errors):
+            writer = (await process.recorder.begin(process.a, source(f"{operation} {error}"))).writer
+            await writer.append(b"abc")
+            process.files.refuse(operation, f"/artifacts/{writer.name.shard}", error=error)
+            with pytest.raises(type(error)):
+                await writer.sync()
+            assert (writer.is_broken, writer.durable_bytes) == (True, 0)
+            assert process.files.done.count(("close", writer.path)) == 1
+            process.files.done.clear()
+            calls = (
+                writer.append(b"x"),
+                writer.sync(),
+                writer.conclude(),
+                writer.append_records(SegmentType.EVENT, []),
+            )
+            for refused in calls:
+                with pytest.raises(WriterClosedError):
+                    await refused
+            await writer.close()
+            assert process.files.done == []
 
 
 async def test_whoever_waited_for_a_writer_that_broke_does_not_write_through_its_descriptor(tmp_path: Path) -> None:
