@@ -108,19 +108,23 @@ class WatchedDisk:
             for name, file in entries.items()
         }
 
+    def adopt(self, handle: int, path: str) -> int:
+        """Watch a file that is open."""
+        self.handles[handle] = path
+        self._opened[handle] = self._files.setdefault(path, len(self.done))
+        return handle
+
     # --- the port
 
     def create(self, path: str) -> int:
         self._do("create", path)
-        handle = self._held(self.disk.create(path), path)
-        self._files[path] = self._opened[handle] = len(self.done)
-        return handle
+        handle = self.disk.create(path)
+        self._files[path] = len(self.done)
+        return self.adopt(handle, path)
 
     def open(self, path: str, *, write: bool = False) -> int:
         self._do("open", path)
-        handle = self._held(self.disk.open(path, write=write), path)
-        self._opened[handle] = self._files.setdefault(path, len(self.done))
-        return handle
+        return self.adopt(self.disk.open(path, write=write), path)
 
     def append(self, handle: int, buffers: Sequence[Buffer]) -> None:
         self._do("append", self.handles[handle])
@@ -178,10 +182,6 @@ class WatchedDisk:
 
     def free_bytes(self, path: str) -> int:
         return self.disk.free_bytes(path) if self.free is None else self.free
-
-    def _held(self, handle: int, path: str) -> int:
-        self.handles[handle] = path
-        return handle
 
     def _do(self, operation: str, path: str) -> None:
         self.before(len(self.done), operation, path)
@@ -290,7 +290,9 @@ def after_power_cut(world: World, durable: Mapping[str, bytes], root: Path) -> W
         target = root / Path(path).relative_to(world.root)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
-    return World(root=root, clock=world.clock, kms=world.kms)
+    clock = FakeClock()
+    clock.seconds = world.clock.seconds
+    return World(root=root, clock=clock, kms=world.kms)
 
 
 def source(source_id: str = "call-1", kind: Kind = Kind.VOICE, contact: str = "contact-1") -> Source:

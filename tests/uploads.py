@@ -9,9 +9,9 @@ from uuid import UUID
 import anyio.lowlevel
 from awscrt.checksums import crc64nvme
 
+from pipeline.checksums import checksum_text
 from pipeline.delivery.buffers import MIB, BufferPool
 from pipeline.delivery.proof import Receipt, Subject
-from pipeline.checksums import checksum_text
 from pipeline.delivery.upload import UploadPlan, deliver
 from pipeline.ids import ArtifactId, InstanceId, Kind, RecordingId
 from pipeline.ports import Destination

@@ -6,6 +6,7 @@ generation.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 from weakref import WeakValueDictionary
 
@@ -21,6 +22,7 @@ from pipeline.errors import PipelineError, SegmentForgedError
 from pipeline.events import Item, parse_item
 from pipeline.ids import InstanceId, Kind
 from pipeline.intake.contacts import Expected
+from pipeline.intake.history import following
 from pipeline.intake.reception import Answer, Reception, Source
 from pipeline.intake.recorder import TRANSCRIPT, Recorder
 from pipeline.intake.sealing import manifest_of
@@ -152,7 +154,7 @@ class Chats:
         known: set[str] = set()
         for name in self._store.index.generations(tenant.instance.instance_id, tags):
             try:
-                known |= await self._digests(tenant, name)
+                known |= await following(self._store, name, partial(self._digests, tenant))
             except SegmentForgedError:
                 continue  # a damaged one does not stop the others: at worst an item is delivered again
         return known

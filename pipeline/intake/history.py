@@ -1,17 +1,22 @@
 """What is already held of a source: the answers that were given, and bytes that a new body may contain."""
 
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
 from uuid import UUID
 
 import anyio.to_thread
 import msgspec
 
-from pipeline.errors import SegmentForgedError
+from pipeline.errors import SegmentForgedError, StoreIoError
 from pipeline.ids import RecordingId
 from pipeline.intake.reception import Answer, Reception
 from pipeline.interim.reader import ArtifactReader
 from pipeline.interim.states import ArtifactName, State
 from pipeline.interim.store import InterimStore
 from pipeline.tenants import Tenant
+
+_T = TypeVar("_T")
 
 _PIECE = 1024 * 1024
 
@@ -22,6 +27,19 @@ class _ReceiptFacts(msgspec.Struct, frozen=True, rename="camel"):
     generation: int
     size_bytes: int
     sha256: str
+
+
+async def following(store: InterimStore, name: ArtifactName, read: Callable[[ArtifactName], Awaitable[_T]]) -> _T:
+    """Read an artifact by its name; by its new one, if it has moved on since that was looked up."""
+    while True:
+        try:
+            return await read(name)
+        except StoreIoError:
+            await store.moves_done()
+            now = store.index.get(name.artifact_id)
+            if now is None or now == name:
+                raise
+            name = now
 
 
 class History:
@@ -38,6 +56,9 @@ class History:
             KeyUnavailableError, KeyBusyError: its data key can't be had now.
 
         """
+        return await following(self._store, name, partial(self._answer, tenant))
+
+    async def _answer(self, tenant: Tenant, name: ArtifactName) -> Answer | None:
         if name.state is State.OPEN:
             return None
         if name.state is State.DELIVERED:
@@ -61,7 +82,10 @@ class History:
 
     async def recording_id(self, tenant: Tenant, name: ArtifactName) -> RecordingId:
         """Tell which recording an artifact is a generation of."""
-        answer = await self.answer(tenant, name)
+        return await following(self._store, name, partial(self._recording_id, tenant))
+
+    async def _recording_id(self, tenant: Tenant, name: ArtifactName) -> RecordingId:
+        answer = await self._answer(tenant, name)
         if answer is not None:
             return RecordingId(UUID(answer.recording_id))
         key = await tenant.ring.opening(name.key_id)

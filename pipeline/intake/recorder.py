@@ -176,6 +176,7 @@ class Recorder:
             await self._moves.reject(tenant, name, error)
             return None
         if found is None:
+            log.warning("intake.nothing_recovered", artifact=str(name.artifact_id))
             return None
         writer, recovered = found
         tags = tuple(await tenant.ring.tags(name.kind, recovered.head.source_id))

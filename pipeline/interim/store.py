@@ -248,6 +248,10 @@ class InterimStore:
         await self._commits.commit(Commit(lines=(LogLine(log, receipt),), unlinks=(self.path(name),)))
         self.index.remove(name.artifact_id)
 
+    async def moves_done(self) -> None:
+        """Wait until every move that is under way is in the index."""
+        await self._commits.commit(Commit())
+
     @contextmanager
     def reading(self, name: ArtifactName, key: DataKey, *, limit: int | None = None) -> Iterator[ArtifactReader]:
         """Open an artifact for reading, up to file offset `limit`.

@@ -18,7 +18,7 @@ import pytest
 from pipeline import config
 from pipeline.instances import Limits
 from tests.e2e.journey import MIB, wav
-from tests.node import Caller, node, until
+from tests.node import Answer, Caller, node, until
 from tests.sites import Party, Site, Stored, moto_site
 
 CURL, FFMPEG = shutil.which("curl"), shutil.which("ffmpeg")
@@ -249,3 +249,25 @@ def _begun(caller: Caller, party: Party, contact: str, size_bytes: int) -> socke
         f"Content-Length: {size_bytes}\r\n\r\n".encode()
     )
     return client
+
+
+async def test_repeats_at_the_same_time_are_one_recording(tmp_path: Path) -> None:
+    """A recorder that sends again before it was answered gets the same answer each time; other bytes are kept, too."""
+    body, other = wav(30_000), wav(30_000)
+    async with small_limits(tmp_path) as (site, caller, acme):
+        answers: list[Answer] = []
+
+        async def send(what: bytes) -> None:
+            answers.extend([await caller.put(acme, "c-1", "voice.wav", what) for _ in range(4)])
+
+        async with anyio.create_task_group() as group:
+            for number in range(12):
+                group.start_soon(send, other if number % 4 == 3 else body)
+        assert [answer.status for answer in answers] == [201] * 48, [answer.body for answer in answers]
+        assert len({answer.body for answer in answers}) == 2
+        assert len({answer.json["recordingId"] for answer in answers}) == 1
+        await until(lambda: len(site.published(acme)) == 2)
+        stored = (await site.objects(acme)).values()
+        assert {each.body for each in stored} == {body, other}
+        assert len(await site.versions(acme)) == 2
+        assert site.artifacts("open") == site.artifacts("sealed") == []

@@ -69,7 +69,7 @@ def recovered(root: Path, raw: bytes) -> tuple[Recovered | None, bytes, list[byt
     path, lost = root / "artifact", root / "lost"
     files = WatchedDisk()
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
-    files.handles[handle] = str(path)
+    files.adopt(handle, str(path))
     os.ftruncate(handle, 0)
     os.write(handle, raw)
     try:
@@ -187,7 +187,7 @@ def test_recovery_that_is_cut_off_at_any_step_converges(tmp_path: Path) -> None:
 
         files.before = die
         handle = os.open(path, os.O_RDWR | os.O_APPEND)
-        files.handles[handle] = str(path)
+        files.adopt(handle, str(path))
         died = False
         try:
             recover(files, handle, NAME, KEY, f"{tmp_path}/lost-{step}")

@@ -1,8 +1,10 @@
+import threading
 from datetime import timedelta
 from itertools import product
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import msgspec
 import pytest
 
@@ -134,32 +136,42 @@ async def test_what_is_not_durable_is_not_answered_and_the_next_event_begins_a_n
             process.journal.close()
 
 
-async def test_events_that_share_a_file_whose_sync_failed_all_fail(tmp_path: Path) -> None:
-    """The next sync of the same file would succeed, and lie; and its descriptor must not be another's by then."""
+async def test_events_in_a_file_whose_sync_failed_before_theirs_fail_too(tmp_path: Path) -> None:
+    """The next sync of the same file succeeds, and lies; and its descriptor must not be another's by then."""
     async with node(World(root=tmp_path)) as process:
         await process.journal.append(process.a, [entry(0)], [])
-        outcomes: list[str] = []
+        outcomes: dict[int, str] = {}
+        syncing, go_on = threading.Event(), threading.Event()
+
+        def refuse_the_first(_number: int, operation: str, path: str) -> None:
+            if operation == "sync" and path.endswith(".journal") and not syncing.is_set():
+                syncing.set()
+                go_on.wait(5)
+                raise StoreIoError("EIO")
 
         async def append(number: int) -> None:
             try:
                 await process.journal.append(process.a, [entry(number)], [])
             except StoreIoError:
-                outcomes.append("refused")
+                outcomes[number] = "refused"
             else:
-                outcomes.append("durable")
+                outcomes[number] = "durable"
 
-        process.files.refuse("sync", ".journal")
+        process.files.before = refuse_the_first
         async with anyio.create_task_group() as group:
             group.start_soon(append, 1)
-            await settled()
-            for number in range(2, 6):
+            await anyio.to_thread.run_sync(syncing.wait, 5)
+            for number in (2, 3):
                 group.start_soon(append, number)
-        assert outcomes.count("refused") >= 1
-        syncs = [path for operation, path in process.files.done if operation == "sync" and "/journal/" in path]
-        if syncs.count(syncs[0]) > 2:  # the others were handed in before the failure was known
-            assert "durable" not in outcomes
+            await settled()
+            go_on.set()
+        assert outcomes == {1: "refused", 2: "refused", 3: "refused"}
+        syncs = [path for operation, path in process.files.done if operation == "sync" and path.endswith(".journal")]
+        assert len(set(syncs)) == 1
+        assert syncs.count(syncs[0]) == 2  # the first of all, and the one that lied
         await process.journal.append(process.a, [entry(9)], [])
         assert 9 in await replayed(process)
+        assert len([path for path in process.files.handles.values() if path.endswith(".journal")]) == 1
 
 
 async def test_a_file_in_use_is_not_closed_at_midnight(tmp_path: Path) -> None:

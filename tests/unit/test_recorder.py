@@ -170,7 +170,7 @@ async def test_what_was_acknowledged_is_durable_in_the_new_body_before_the_old_o
         process.files.done.clear()
         await process.recorder.finish(reception, None)
         synced = process.files.done.index(("sync", reception.writer.path))
-        assert synced < process.files.done.index(("unlink", old))
+        assert synced < process.files.done.index(("rename", f"{old}.tmp"))
 
 
 async def test_other_bytes_after_a_break_leave_the_first_ones_to_be_recovered(tmp_path: Path) -> None:
