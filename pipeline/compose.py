@@ -51,7 +51,7 @@ from pipeline.intake.sweep import Sweep
 from pipeline.interim.commit import Commit, GroupCommit
 from pipeline.interim.store import InterimStore
 from pipeline.ports import EventQueue, EventSink, KmsCall
-from pipeline.process import harden
+from pipeline.process import harden, settle
 from pipeline.provision import demo_token_file, provision_demo
 from pipeline.receipts import ReceiptFolder
 from pipeline.service import Parts, Service
@@ -354,11 +354,16 @@ async def _stop_on_signal(stop: anyio.Event) -> None:
             stop.set()
 
 
+def _started(url: str) -> None:
+    settle()
+    log.info("service.started", url=url)
+
+
 async def _main(settings: Settings) -> None:
     stop = anyio.Event()
     async with anyio.create_task_group() as group:
         group.start_soon(_stop_on_signal, stop, name="signals")
-        await run(settings, stop, lambda url: log.info("service.started", url=url))
+        await run(settings, stop, _started)
         group.cancel_scope.cancel()
 
 

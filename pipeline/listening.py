@@ -7,11 +7,15 @@ from collections.abc import Callable, Iterator
 import anyio
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http import httptools_impl
 
 from pipeline.errors import HaltError
 
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
+_BODY_AHEAD = 512 * 1024
+"""Bytes of a body that may be received while those before them are being sealed. uvicorn's own 64 KiB are less than
+one read of the socket, so that it paused and went on for each."""
 _DRAIN_S = 5
 """How long requests in hand may take to be answered once the server is told to end."""
 
@@ -90,6 +94,7 @@ async def serve(
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_DRAIN_S,
     )
+    setattr(httptools_impl, "HIGH_WATER_LIMIT", _BODY_AHEAD)  # noqa: B010 - there is no setting for it
     server = _Server(config, started)
     async with anyio.create_task_group() as group:
         group.start_soon(_until, stop, server, name="http stop")

@@ -113,7 +113,9 @@ class RunningKeyServer:
     def trail(self) -> list[dict[str, Any]]:
         """Read every record of the trail."""
         files = sorted((self.config.data_dir / "trail").glob("*.jsonl"))
-        return [json.loads(line) for file in files for line in file.read_text().splitlines() if line]
+        return [
+            json.loads(line) for file in files for line in file.read_text().rpartition("\n")[0].splitlines() if line
+        ]
 
 
 def key_server_config(directory: Path, **overrides: Any) -> KmsConfig:

@@ -126,7 +126,7 @@ class ProcessNode:
 
     def events(self) -> list[dict[str, Any]]:
         """Everything that it logged."""
-        return [json.loads(line) for line in self.log.read_bytes().splitlines()]
+        return [json.loads(line) for line in self.log.read_bytes().rpartition(b"\n")[0].splitlines()]
 
     def _url(self, said: int) -> str | None:
         with self.log.open("rb") as log:

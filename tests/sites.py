@@ -336,4 +336,9 @@ async def _keys(s3: Any, bucket: str) -> list[str]:
 
 
 def _lines(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    return [json.loads(line) for path in sorted(paths) for line in path.read_bytes().splitlines()]
+    return [json.loads(line) for path in sorted(paths) for line in _whole(path)]
+
+
+def _whole(path: Path) -> list[bytes]:
+    """Give the lines of a log that is being written: the last may not be whole yet."""
+    return path.read_bytes().rpartition(b"\n")[0].splitlines()

@@ -51,7 +51,7 @@ def plaintext(result: Result) -> bytes:
 
 def records(state: Path) -> list[dict[str, Any]]:
     files = sorted((state / "audit").rglob("*.command-*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return [json.loads(line) for file in files for line in file.read_text().rpartition("\n")[0].splitlines()]
 
 
 def settings_file(directory: Path, state: Path, kms: Endpoint, s3: Endpoint) -> Path:
