@@ -104,7 +104,8 @@ def test_what_is_lost_from_any_byte_on_is_cut_and_the_rest_recovered(tmp_path: P
     step = 8 if damage == "longer by zeros" else 1
     for at in range(HEADER_SIZE, len(ARTIFACT.raw) + 1, step):
         torn = DAMAGE[damage](ARTIFACT.raw, at)
-        end = ARTIFACT.whole_below(at)
+        # By chance the first bytes of the damage may be what stood there: one time in 256 for each.
+        end = ARTIFACT.whole_below(len(os.path.commonprefix([torn, ARTIFACT.raw])))
         if end == 0:
             assert gives_up(tmp_path, torn) or damage.endswith("old blocks"), at
             continue
