@@ -141,7 +141,7 @@ class Chats:
                 kind=Kind.CHAT,
                 contact=contact,
                 source_id=TRANSCRIPT + contact,
-                content_type="application/json",
+                content_type=transcript.CONTENT_TYPE,
                 metadata=metadata,
             ),
         )
@@ -187,8 +187,8 @@ def rendition_of(data: bytes) -> Rendition:
         size_bytes=len(data),
         crc64nvme=checksum_text(digests.crc64nvme),
         sha256=digests.sha256,
-        content_type="application/json",
-        extension="json",
+        content_type=transcript.CONTENT_TYPE,
+        extension=transcript.EXTENSION,
     )
 
 
