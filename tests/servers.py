@@ -1,7 +1,7 @@
 """AWS-shaped servers on free loopback ports, each for the length of a block.
 
 moto runs in this process and forgets; SeaweedFS encrypts with the project's own key server; LocalStack runs where
-PIPELINE_TEST_LOCALSTACK names the Python of an environment that has it.
+TEST_LOCALSTACK names the Python of an environment that has it.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from pipeline.instances import Storage
 from pipeline.settings import Credentials, Endpoint
 from tests.kms_server import ACCOUNT, IDENTITIES, REGION, RunningKeyServer, running_key_server
 
-LOCALSTACK = "PIPELINE_TEST_LOCALSTACK"
+LOCALSTACK = "TEST_LOCALSTACK"
 LOCALSTACK_LAUNCHER = Path(__file__).with_name("localstack_launch.py")
 BUCKET = "acme-recordings"
 PREFIX = "connect/acme/CallRecordings"

@@ -1,6 +1,6 @@
 """The service needs little memory, however large a recording is and however many are open.
 
-PIPELINE_TEST_BODY_MIB and PIPELINE_TEST_OPEN choose other sizes.
+TEST_BODY_MIB and TEST_OPEN choose other sizes.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ from tests.sites import Party, moto_site, seaweedfs_site
 
 pytestmark = [pytest.mark.aws, pytest.mark.slow]
 
-BODY_MIB = int(os.environ.get("PIPELINE_TEST_BODY_MIB", "128"))
-OPEN = int(os.environ.get("PIPELINE_TEST_OPEN", "200"))
+BODY_MIB = int(os.environ.get("TEST_BODY_MIB", "128"))
+OPEN = int(os.environ.get("TEST_OPEN", "200"))
 LARGE_BODY_BYTES = 200 * MIB
 """For any body: it is not held."""
 MANY_OPEN_BYTES = 250 * MIB
