@@ -5,7 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from pipeline.commands import doctor, feed, get, instance, kms, ls, put, screen, serve, status, verify
+from pipeline.commands import doctor, feed, get, instance, kms, ls, poison, put, screen, serve, status, verify
 from pipeline.commands.exits import HELP, code_of
 from pipeline.errors import PipelineError
 
@@ -50,6 +50,9 @@ app = typer.Typer(
 instances = typer.Typer(
     help="Add, list, probe and remove instances (tenants).", no_args_is_help=True, rich_markup_mode="markdown"
 )
+poisons = typer.Typer(
+    help="What no retry could help: see it, give it back, remove it.", no_args_is_help=True, rich_markup_mode="markdown"
+)
 
 app.command(epilog=serve.EXAMPLE)(serve.serve)
 app.command(epilog=put.EXAMPLE)(put.put)
@@ -63,6 +66,10 @@ instances.command("add", epilog=instance.EXAMPLES["add"])(instance.add)
 instances.command("list", epilog=instance.EXAMPLES["list"])(instance.list_instances)
 instances.command("probe", epilog=instance.EXAMPLES["probe"])(instance.probe)
 instances.command("remove", epilog=instance.EXAMPLES["remove"])(instance.remove)
+app.add_typer(poisons, name="poison")
+poisons.command("list", epilog=poison.EXAMPLES["list"])(poison.list_poison)
+poisons.command("requeue", epilog=poison.EXAMPLES["requeue"])(poison.requeue)
+poisons.command("discard", epilog=poison.EXAMPLES["discard"])(poison.discard)
 app.command(epilog=kms.EXAMPLE)(kms.kms)
 app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
 

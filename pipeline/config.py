@@ -29,19 +29,22 @@ class LoadedInstances:
     instances: Mapping[InstanceId, Instance]
     problems: Mapping[Path, RefuseError]
     """By file; who has an earlier version of such an instance keeps it in force."""
+    is_there: bool = True
+    """Whether there is such a directory. One that is gone removes no instance: its volume may not be mounted."""
 
 
 def load_instances(config_dir: PurePath) -> LoadedInstances:
     """Read every instance file. One that is bad or unreadable becomes a problem and hides no other."""
     instances: dict[InstanceId, Instance] = {}
     problems: dict[Path, RefuseError] = {}
+    is_there = Path(config_dir, INSTANCES).is_dir()
     for path in sorted(Path(config_dir, INSTANCES).glob("[!.]*.toml")):
         try:
             instance = parse(_read_text(path), name=path.name)
             instances[instance.instance_id] = instance
         except RefuseError as error:
             problems[path] = error
-    return LoadedInstances(instances, problems)
+    return LoadedInstances(instances, problems, is_there)
 
 
 def save_instance(config_dir: PurePath, instance: Instance) -> None:

@@ -85,6 +85,24 @@ class StoreIoError(DeferError):
     reason = "store-io"
 
 
+class StoreBusyError(DeferError):
+    """The system has no descriptor or memory to give now. Nothing was changed; ask again in a moment."""
+
+    reason = "store-busy"
+
+
+class QuotaError(StoreFullError):
+    """The instance holds as much undelivered as its limit allows. It is safe and still being delivered."""
+
+    reason = "instance-quota"
+
+
+class VolumeFailedError(DeferError):
+    """The store's volume does not keep what is written to it. Nothing new is taken until it holds again."""
+
+    reason = "volume-failed"
+
+
 class WriterClosedError(DeferError):
     """The writer met a failed sync, or was detached; what it had not acknowledged may be lost."""
 
@@ -118,6 +136,12 @@ class SegmentForgedError(RejectError):
     reason = "integrity"
 
 
+class ArtifactUnreadableError(RejectError):
+    """The disk does not give an artifact's bytes back, time and again. What there is of it is kept."""
+
+    reason = "store-io"
+
+
 # --- delivery
 
 
@@ -128,9 +152,16 @@ class DestinationHeldError(HoldError):
 
 
 class DestinationBusyError(DeferError):
-    """The bucket did not answer, answered nonsense, or asked for patience. Transient."""
+    """The bucket did not answer, answered nonsense, or asked for patience. Transient.
+
+    `retry_after_s` is how long it asked to be left alone, if it did.
+    """
 
     reason = "destination-busy"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class DestinationConflictError(RejectError):

@@ -64,6 +64,8 @@ class Limits:
     requests_per_s: float = 500.0
     burst: int = 2_000
     open_recordings: int = 5_000
+    held_bytes: int | None = None
+    """Undelivered bytes that may wait in the interim store; `None` for as many as it has room for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,6 +158,7 @@ class _Limits(Struct, forbid_unknown_fields=True):
     requests_per_s: Annotated[float, Meta(gt=0, le=1_000_000)] = _DEFAULTS.requests_per_s
     burst: Annotated[int, Meta(ge=1, le=1_000_000)] = _DEFAULTS.burst
     open_recordings: Annotated[int, Meta(ge=1, le=1_000_000)] = _DEFAULTS.open_recordings
+    held_bytes: Annotated[int, Meta(ge=1, le=2**60)] | None = _DEFAULTS.held_bytes
 
 
 class _File(Struct, forbid_unknown_fields=True):
@@ -213,7 +216,8 @@ def render(instance: Instance) -> str:
     if instance.previous_kms_key_arn is not None:
         document["previous_kms_key_arn"] = instance.previous_kms_key_arn
     document["token_sha256"] = list(instance.token_sha256)
-    document["limits"] = dataclasses.asdict(instance.limits)
+    limits = dataclasses.asdict(instance.limits)
+    document["limits"] = {name: value for name, value in limits.items() if value is not None}
     document["storage"] = [_association(kind, storage) for kind, storage in sorted(instance.storage.items())]
     return tomli_w.dumps(document, multiline_strings=False)
 

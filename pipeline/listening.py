@@ -1,8 +1,11 @@
 """Serve an ASGI application by uvicorn, inside a task of ours: signals, logging and sockets stay with the caller."""
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import anyio
 import uvicorn
@@ -18,6 +21,96 @@ _BODY_AHEAD = 512 * 1024
 one read of the socket, so that it paused and went on for each."""
 _DRAIN_S = 5
 """How long requests in hand may take to be answered once the server is told to end."""
+_HEAD_S = 10.0
+"""How long a request's head may take to arrive."""
+_HEAD_BYTES = 64 * 1024
+"""Of a request's head, and of whatever else comes between two pieces of a body: trailers, for one."""
+_HEAD_FIELDS = 200
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+class _Connection(httptools_impl.HttpToolsProtocol):
+    """uvicorn's connection, with bounds that it lacks: on the size of a request's head and on the time it takes."""
+
+    def __init__(self, *, head_s: float, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self._head_s = head_s
+        self._in_head = True
+        self._late: asyncio.TimerHandle | None = None
+        self._between = 0
+        """Bytes since the last piece of a body, or since a head was complete."""
+        self._refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_came()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        if self._in_head:
+            self._expect_head()
+        self._between += len(data)
+        super().data_received(data)
+        if self._between > _HEAD_BYTES:
+            self._refuse()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        self._head_came()
+        self._in_head = False
+        self._between = 0
+        size = sum(len(name) + len(value) for name, value in self.headers) + len(self.url)
+        if size > _HEAD_BYTES or len(self.headers) > _HEAD_FIELDS:
+            self._refuse()
+            return
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._between = 0
+        if not self._refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_head = True
+        if not self._refused:
+            super().on_message_complete()
+
+    # --- inside
+
+    def _expect_head(self) -> None:
+        if self._late is None:
+            self._late = self.loop.call_later(self._head_s, self._head_is_late)
+
+    def _head_came(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _head_is_late(self) -> None:
+        self._late = None
+        if self._answers():
+            self._expect_head()  # the head of a request behind one that is not answered yet
+        elif not self.transport.is_closing():
+            self.transport.close()
+
+    def _answers(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _refuse(self) -> None:
+        self._refused = True
+        if self.transport.is_closing():
+            return
+        if not self._answers():
+            self.transport.write(_TOO_LARGE)
+        self.transport.close()
 
 
 class _Server(uvicorn.Server):
@@ -69,6 +162,7 @@ async def serve(
     *,
     started: Callable[[], None] = lambda: None,
     connections: int | None = None,
+    head_s: float = _HEAD_S,
 ) -> None:
     """Serve until `stop`; then answer what is in hand and return.
 
@@ -78,12 +172,13 @@ async def serve(
         stop: set to end.
         started: called when requests are taken.
         connections: how many there may be at a time; others are answered 503.
+        head_s: how long a request's head may take, after which its connection is closed.
 
     """
     config = uvicorn.Config(
         app,
         loop="none",
-        http="httptools",
+        http=partial(_Connection, head_s=head_s),  # type: ignore[arg-type]  # anything that makes a protocol
         ws="none",
         lifespan="off",
         log_config=None,

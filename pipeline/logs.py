@@ -2,11 +2,15 @@
 
 An event is a name and fields. No line holds the locals of a traceback, the message of an exception that is not ours,
 or a control character that could forge a line or a screen. Libraries that print keys at DEBUG stay at INFO or above.
+A stream that does not take its lines stops nobody: see `logsink`.
 """
 
+import json
 import logging
 import sys
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import PurePath
 from traceback import walk_tb
 from typing import Any, TextIO
@@ -15,6 +19,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from pipeline.errors import PipelineError
+from pipeline.logsink import LogSink
 from pipeline.settings import LogSettings
 from pipeline.terminal import escaped
 
@@ -50,12 +55,39 @@ def configure(settings: LogSettings, stream: TextIO) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(stream)
+    handler = _handler(stream, text=text)
     handler.setFormatter(formatter)
     root = logging.getLogger()
+    for before in root.handlers:
+        if isinstance(before, LogSink):
+            before.close()
     root.handlers[:] = [handler]
     root.setLevel(settings.level)
     _route_libraries(root.level)
+
+
+def dropped() -> int:
+    """Tell how many lines were lost because the stream did not take them."""
+    return sum(handler.dropped for handler in logging.getLogger().handlers if isinstance(handler, LogSink))
+
+
+def _handler(stream: TextIO, *, text: bool) -> logging.Handler:
+    """Write to a stream's descriptor; to the stream itself if it has none, being memory."""
+    try:
+        descriptor = stream.fileno()
+    except OSError:
+        return logging.StreamHandler(stream)
+    return LogSink(descriptor, partial(_dropped_line, text))
+
+
+def _dropped_line(text: bool, count: int) -> str:
+    event: EventDict = {
+        "event": "log.dropped",
+        "lines": count,
+        "level": "warning",
+        "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+    }
+    return _as_text(None, "", event) if text else json.dumps(event)
 
 
 def _route_libraries(level: int) -> None:

@@ -28,9 +28,9 @@ class Clock(Protocol):
 class FileSystem(Protocol):
     """The disk below the interim store. Synchronous: callers choose the thread.
 
-    Handles are file descriptors of the adapter. Raises `StoreFullError` (ENOSPC, EDQUOT), `FileNotFoundError`,
-    `FileExistsError`, and `StoreIoError` for everything else. Only `sync`, `sync_directory` and `sync_volume` make
-    anything durable. Files are made 0600, directories 0700.
+    Handles are file descriptors of the adapter. Raises `StoreFullError` (ENOSPC, EDQUOT), `StoreBusyError` (EMFILE,
+    ENFILE, ENOMEM), `FileNotFoundError`, `FileExistsError`, and `StoreIoError` for everything else. Only `sync`,
+    `sync_directory` and `sync_volume` make anything durable. Files are made 0600, directories 0700.
     """
 
     def create(self, path: str) -> int:
@@ -55,6 +55,10 @@ class FileSystem(Protocol):
 
     def size(self, handle: int) -> int:
         """Length of the file in bytes."""
+        ...
+
+    def allocate(self, handle: int, size_bytes: int) -> None:
+        """Make the file that long, every byte of it really on the disk (posix_fallocate); what it holds stays."""
         ...
 
     def truncate(self, handle: int, size_bytes: int) -> None:
@@ -90,11 +94,19 @@ class FileSystem(Protocol):
         ...
 
     def names(self, path: str) -> list[str]:
-        """Names in a directory, unordered; empty if there is no such directory."""
+        """Names in a directory, unordered; empty if there is no such directory. Follows no symbolic link."""
+        ...
+
+    def irregular(self, path: str) -> list[str]:
+        """Those of `names` that are no plain files: links, directories, pipes. Opens none of them."""
         ...
 
     def free_bytes(self, path: str) -> int:
         """Bytes that may still be written to the volume that holds `path`."""
+        ...
+
+    def free_inodes(self, path: str) -> int | None:
+        """How many files may still be made on that volume; `None` where it sets no limit."""
         ...
 
 

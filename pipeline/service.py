@@ -13,15 +13,20 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
+from pipeline.canary import Canary
 from pipeline.delivery.dispatcher import Dispatcher
+from pipeline.delivery.eventlogs import EventLogs
 from pipeline.delivery.holds import Holds
 from pipeline.delivery.publisher import Publisher
+from pipeline.health import Health
 from pipeline.intake.http import HttpIntake
 from pipeline.intake.journal import Journal
+from pipeline.intake.missing import MissingWatch
 from pipeline.intake.queue import QueueIntake
 from pipeline.intake.recorder import Recorder
 from pipeline.intake.sweep import Sweep
 from pipeline.interim.commit import GroupCommit
+from pipeline.interim.poison import returned
 from pipeline.interim.states import State
 from pipeline.interim.store import InterimStore
 from pipeline.receipts import ReceiptFolder
@@ -49,8 +54,13 @@ class Parts:
     intake: HttpIntake
     queues: tuple[QueueIntake, ...]
     dispatcher: Dispatcher
-    publishers: tuple[Publisher, ...]
+    publishers: tuple[tuple[str, Publisher], ...]
+    """By the name of what they send to."""
+    event_logs: EventLogs
     folder: ReceiptFolder
+    missing: MissingWatch
+    health: Health
+    canary: Canary | None
     listen: Listen
 
 
@@ -62,6 +72,13 @@ class Service:
         self._drain = drain
         self.ready = False
         """Intake may acknowledge: the store was scanned."""
+
+    @property
+    def phase(self) -> str | None:
+        """What it is doing if it does not serve."""
+        if self._parts.intake.stopping:
+            return "stopping"
+        return None if self.ready else "starting"
 
     async def run(self, stop: anyio.Event, prepare: Callable[[], Awaitable[None]], started: Callable[[], None]) -> None:
         """Serve until `stop`; give back when everything acknowledged is durable and nothing runs any more.
@@ -81,9 +98,12 @@ class Service:
                 parts.journal.close()
                 parts.commits.stop()
 
-    def configured(self) -> None:
-        """Look again at what is held: the configuration was read again."""
-        self._parts.dispatcher.retry_now()
+    async def configured(self) -> None:
+        """Look again at what is held, and for poison that a person gave back: the configuration was read again."""
+        store, dispatcher = self._parts.store, self._parts.dispatcher
+        for name in returned(store.index, await anyio.to_thread.run_sync(store.moved_poison)):
+            dispatcher.add(name)
+        dispatcher.retry_now()
 
     async def _serve(
         self, stop: anyio.Event, prepare: Callable[[], Awaitable[None]], started: Callable[[], None]
@@ -118,6 +138,7 @@ class Service:
         parts = self._parts
         scanned = await anyio.to_thread.run_sync(parts.store.scan)
         parts.holds.load()
+        await anyio.to_thread.run_sync(parts.missing.load)
         waiting = [name for name in parts.store.index if name.is_waiting]
         for name in parts.store.index:
             tenant_of = parts.tenants.get(name.instance_id)
@@ -139,8 +160,14 @@ class Service:
             "delivery": parts.dispatcher.run,
             "sweep": parts.sweep.run,
             "receipts": parts.folder.run,
+            "event logs": parts.event_logs.run,
+            "missing": parts.missing.run,
+            "health": parts.health.run,
+            "volume": parts.store.room.run,
         }
-        stages |= {f"events out {number}": publisher.run for number, publisher in enumerate(parts.publishers)}
+        if parts.canary is not None:
+            stages["canary"] = parts.canary.run
+        stages |= {f"events out to {name}": publisher.run for name, publisher in parts.publishers}
         stages |= {f"queue {number}": queue.run for number, queue in enumerate(parts.queues)}
         return stages
 

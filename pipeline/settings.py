@@ -51,12 +51,44 @@ class StoreSettings:
     """The interim store."""
 
     free_bytes: int = whole(64 * 2**20, low=2**20, high=2**50)
-    """Kept free besides what undelivered artifacts need; intake answers 507 below it."""
+    """Size of the ballast, kept besides what undelivered artifacts need; intake answers 507 before it is touched."""
     media_idle: timedelta = seconds(900, low=1, high=7 * 86_400)
     """An open voice or screen artifact that nobody writes to is sealed as `recovered` after this."""
     chat_idle: timedelta = seconds(86_400, low=1, high=30 * 86_400)
     receipt_window: timedelta = seconds(72 * 3_600, low=60, high=365 * 86_400)
     journal_days: int = whole(7, low=1, high=365)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MissingSettings:
+    """Recordings that were announced and do not come."""
+
+    after: timedelta = seconds(2 * 3_600, low=1, high=86_400)
+    """After the end of the recording or of its contact was heard: then it is FAILED, `SOURCE_MISSING`."""
+    unended: timedelta = seconds(86_400, low=1, high=86_400)
+    """The same after the announcement, if no end is ever heard."""
+    kept_days: int = whole(7, low=3, high=365)
+    """Days that a missing recording is shown, and taken back if it comes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HealthSettings:
+    """What the service says of itself."""
+
+    log_every: timedelta = seconds(60, low=1, high=3_600)
+    alarm_after: timedelta = seconds(3_600, low=1, high=7 * 86_400)
+    """How long the oldest recording may wait, or something be held, before that is logged as an error."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CanarySettings:
+    """A recording made here that travels the whole journey again and again."""
+
+    instance: str | None = optional_text()
+    """Alias or id of the instance whose bucket it goes to; none: there is no canary."""
+    every: timedelta = seconds(300, low=1, high=86_400)
+    alarm_after: timedelta = seconds(900, low=1, high=86_400)
+    """How long none may have arrived before that is logged as an error."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +128,10 @@ class EventsOut:
 
     queue_url: str | None = optional_url()
     bus_name: str | None = optional_text()
+    file_bytes: int = whole(64 * 2**20, low=4_096, high=2**40)
+    """A log that is longer goes on in a new file."""
+    kept_bytes: int = whole(2**30, low=4_096, high=2**50)
+    """Of one instance's earlier files; the oldest go first, and only when all has been sent where it is to go."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +157,9 @@ class Settings:
     events: Endpoint
     http: HttpSettings = field(default_factory=HttpSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
+    missing: MissingSettings = field(default_factory=MissingSettings)
+    health: HealthSettings = field(default_factory=HealthSettings)
+    canary: CanarySettings = field(default_factory=CanarySettings)
     keys: KeySettings = field(default_factory=KeySettings)
     delivery: DeliverySettings = field(default_factory=DeliverySettings)
     queues: tuple[QueueSource, ...] = ()
@@ -157,6 +196,9 @@ TABLES: Mapping[str, type] = {
     "": _ServiceKeys,
     "http": HttpSettings,
     "store": StoreSettings,
+    "missing": MissingSettings,
+    "health": HealthSettings,
+    "canary": CanarySettings,
     "keys": KeySettings,
     "delivery": DeliverySettings,
     "events_out": EventsOut,
@@ -198,6 +240,9 @@ def load(toml_text: str | None, environ: Mapping[str, str], *, base: PurePath) -
         events=endpoints["events"],
         http=given.table("http", HttpSettings),
         store=given.table("store", StoreSettings),
+        missing=given.table("missing", MissingSettings),
+        health=given.table("health", HealthSettings),
+        canary=given.table("canary", CanarySettings),
         keys=given.table("keys", KeySettings),
         delivery=_delivery(given),
         queues=tuple(given.rows("queues", QueueSource)),

@@ -7,7 +7,7 @@ with `heldReason`. The same change told twice carries the same `eventDeduplicati
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 from uuid import uuid5
@@ -93,7 +93,11 @@ class Quality(StrEnum):
 
     SUSPECT_EMPTY = "SUSPECT_EMPTY"
     SUSPECT_SHORT = "SUSPECT_SHORT"
+    SUSPECT_SILENT = "SUSPECT_SILENT"
+    """A channel without a sound from beginning to end."""
     SUSPECT_FORMAT = "SUSPECT_FORMAT"
+    SUSPECT_NO_MOOV = "SUSPECT_NO_MOOV"
+    """An MP4 without its index."""
     RECOVERED = "RECOVERED"
     """Sealed after a crash, or because its source fell silent."""
     GAPS = "GAPS"
@@ -110,6 +114,11 @@ class Facts:
     location: str | None = None
     """`s3://bucket/key`."""
     size_bytes: int | None = None
+
+    @property
+    def duration(self) -> timedelta | None:
+        """Time from start to end, where both are known."""
+        return self.end - self.start if self.start and self.end else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +206,7 @@ def status_event(
 
 
 def _recording_info(facts: Facts, told: frozenset[str]) -> dict[str, str | int]:
-    duration = facts.end - facts.start if facts.start and facts.end else None
+    duration = facts.duration
     info: dict[str, str | int | None] = {
         "startTime": _milliseconds(facts.start) if facts.start else None,
         "endTime": _milliseconds(facts.end) if facts.end else None,

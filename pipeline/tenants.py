@@ -38,19 +38,26 @@ class Tenants:
 
     def replace(self, instances: Mapping[InstanceId, Instance]) -> None:
         """Serve these from now on. A ring is kept while its KMS keys are the same."""
-        kept: dict[InstanceId, Tenant] = {}
+        self.adopt(self.made(instances))
+
+    def made(self, instances: Mapping[InstanceId, Instance]) -> dict[InstanceId, Tenant]:
+        """Make tenants without serving them yet: with the ring that is there, or a new one, which is not loaded."""
+        made: dict[InstanceId, Tenant] = {}
         for instance_id, instance in instances.items():
             known = self._tenants.get(instance_id)
             if known is not None and _keys(known.instance) == _keys(instance):
-                kept[instance_id] = Tenant(instance, known.ring)
+                made[instance_id] = Tenant(instance, known.ring)
             else:
-                if known is not None:
-                    known.ring.drop()
-                kept[instance_id] = Tenant(instance, self._make_ring(instance))
-        for instance_id, tenant in self._tenants.items():
-            if instance_id not in kept:
+                made[instance_id] = Tenant(instance, self._make_ring(instance))
+        return made
+
+    def adopt(self, tenants: Mapping[InstanceId, Tenant]) -> None:
+        """Serve these from now on. What a ring that is left out holds in memory is dropped."""
+        rings = {id(tenant.ring) for tenant in tenants.values()}
+        for tenant in self._tenants.values():
+            if id(tenant.ring) not in rings:
                 tenant.ring.drop()
-        self._tenants = kept
+        self._tenants = dict(tenants)
 
 
 def _keys(instance: Instance) -> tuple[str, str | None, str]:

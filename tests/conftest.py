@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from _pytest.terminal import TerminalReporter
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -10,3 +11,13 @@ def no_settings_of_the_caller() -> None:
     """Forget `PIPELINE_*` variables of whoever runs the tests: they are settings, and each test makes its own."""
     for name in [name for name in os.environ if name.startswith("PIPELINE_")]:
         del os.environ[name]
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """Print what tests counted, whether they passed or not."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    counted = [(report, text) for report in reports for name, text in report.user_properties if name == "counted"]
+    if counted:
+        terminalreporter.section("counted")
+    for report, text in counted:
+        terminalreporter.write_line(f"{report.nodeid}: {text}")

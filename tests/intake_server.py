@@ -12,6 +12,7 @@ import anyio
 import anyio.lowlevel
 from starlette.types import Message
 
+from pipeline.health import Line, Mark, Report
 from pipeline.instances import Limits
 from pipeline.intake.access import RateLimit
 from pipeline.intake.http import HttpIntake
@@ -58,9 +59,9 @@ class Server:
         return {
             "type": "http",
             "method": method,
-            "path": path,
-            "raw_path": path.encode(),
-            "query_string": b"",
+            "path": path.partition("?")[0],
+            "raw_path": path.partition("?")[0].encode(),
+            "query_string": path.partition("?")[2].encode(),
             "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in given.items()],
         }
 
@@ -132,6 +133,11 @@ async def serving(world: World, **settings: Any) -> AsyncIterator[Server]:
             limits=RateLimit(world.clock),
             clock=world.clock,
             is_ready=lambda: ready[0],
+            report=lambda: Report(
+                oldest_undelivered_s=None,
+                lines=(Line("service", Mark.OK if ready[0] and not app.stopping else Mark.FAILS, "told"),),
+                numbers={},
+            ),
         )
         yield Server(process, app, ready)
 

@@ -94,6 +94,8 @@ class Site:
     """What the key server says was asked of it; None where it says nothing."""
     service_arn: str = ""
     """Who the service is, in that trail."""
+    servers: Servers | None = None
+    """The embedded servers, where they are children of this process."""
     more: dict[str, Any] = field(default_factory=dict)
     """Tables that a settings file gets besides those that are made from `settings`."""
 
@@ -162,6 +164,7 @@ class Site:
             "drain_s": known.drain.total_seconds(),
             "http": {"port": 0, "body_idle_s": known.http.body_idle.total_seconds()},
             "store": {
+                "free_bytes": known.store.free_bytes,
                 "media_idle_s": known.store.media_idle.total_seconds(),
                 "chat_idle_s": known.store.chat_idle.total_seconds(),
             },
@@ -171,6 +174,8 @@ class Site:
             },
             "log": {"level": known.log.level, "format": "json"},
         }
+        if known.delivery.settle_volume is not None:
+            document["delivery"]["settle_volume"] = str(known.delivery.settle_volume)
         for name in ("kms", "s3", "sqs", "events"):
             endpoint: Endpoint = getattr(known, name)
             assert endpoint.credentials is not None
@@ -234,6 +239,7 @@ async def embedded_site(directory: Path) -> AsyncIterator[Site]:
                 reader=known.s3(known.secrets.s3_operator),
                 key_trail=lambda: _lines(trail.glob("*.jsonl")),
                 service_arn=embedded.SERVICE,
+                servers=running,
             )
             stop.set()
 
@@ -311,7 +317,7 @@ def _site(directory: Path, keys: list[str], kms: Endpoint, s3: Endpoint, *, acco
         sqs=s3,
         events=s3,
         http=HttpSettings(port=0),
-        store=StoreSettings(),
+        store=StoreSettings(free_bytes=2**20),
         delivery=QUICK,
         log=LogSettings(),
         drain=timedelta(seconds=2),

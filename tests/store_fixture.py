@@ -30,12 +30,15 @@ from pipeline.intake.sweep import Sweep
 from pipeline.interim.commit import GroupCommit
 from pipeline.interim.states import ArtifactName, parse_name
 from pipeline.interim.store import InterimStore
-from pipeline.ports import Buffer
+from pipeline.interim.volume import Volume
+from pipeline.ports import Buffer, FileSystem
 from pipeline.settings import StoreSettings
 from pipeline.tenants import Tenant, Tenants
 from pipeline.trail import Trail
 from tests.unit.keyring_fakes import ARN, CACHE, GRACE, A, B, FakeClock, StrictKms
 
+HOUR_S = 3_600.0
+"""Between refusals of a disk that are to be accidents: those that follow each other soon are taken for its end."""
 MARKER = b"TOP-SECRET-PLAINTEXT-"
 """Begins every payload that is searched for afterwards."""
 
@@ -80,6 +83,7 @@ class WatchedDisk:
         self.done: list[tuple[str, str]] = []
         self.refusals: list[Refusal] = []
         self.free: int | None = None
+        self.inodes: int | None = None
         self.before: Callable[[int, str, str], None] = lambda _number, _operation, _path: None
         """Called before each operation with its number; may raise."""
         self.handles: dict[int, str] = {}
@@ -141,6 +145,10 @@ class WatchedDisk:
     def size(self, handle: int) -> int:
         return self.disk.size(handle)
 
+    def allocate(self, handle: int, size_bytes: int) -> None:
+        self._do("allocate", self.handles[handle])
+        self.disk.allocate(handle, size_bytes)
+
     def truncate(self, handle: int, size_bytes: int) -> None:
         self._do("truncate", self.handles[handle])
         self.disk.truncate(handle, size_bytes)
@@ -180,6 +188,12 @@ class WatchedDisk:
     def names(self, path: str) -> list[str]:
         return self.disk.names(path)
 
+    def irregular(self, path: str) -> list[str]:
+        return self.disk.irregular(path)
+
+    def free_inodes(self, path: str) -> int | None:
+        return self.disk.free_inodes(path) if self.inodes is None else self.inodes
+
     def free_bytes(self, path: str) -> int:
         return self.disk.free_bytes(path) if self.free is None else self.free
 
@@ -204,6 +218,7 @@ class World:
     kms: StrictKms = field(default_factory=StrictKms)
     instances: dict[InstanceId, Instance] = field(default_factory=lambda: {each: instance(each) for each in (A, B)})
     free_bytes: int = 0
+    """Size of the ballast, too."""
     grace: timedelta = GRACE
 
     def paths(self, ending: str = "") -> list[Path]:
@@ -235,6 +250,7 @@ class Node:
     world: World
     files: WatchedDisk
     commits: GroupCommit
+    volume: Volume
     store: InterimStore
     tenants: Tenants
     trail: Trail
@@ -319,26 +335,35 @@ async def node(world: World, *, files: WatchedDisk | None = None, store_id: str 
 
 def _made(world: World, files: WatchedDisk, store_id: str | None) -> Node:
     root = str(world.root)
-    commits = GroupCommit(files)
-    store = InterimStore(root, files, commits, free_bytes=world.free_bytes)
+    volume = Volume(root, files, world.clock, ballast_bytes=world.free_bytes)
+    commits = GroupCommit(volume.reserved)
+    store = InterimStore(
+        root,
+        volume.files,
+        commits,
+        free_bytes=world.free_bytes,
+        volume=volume,
+        quota_of=lambda each: world.instances[each].limits.held_bytes,
+    )
     store_id = store.open(store_id)
     store.scan()
     trail = Trail(root, actor=Actor("Service", "test"), writer="service", clock=world.clock)
     names = RecordingNames(world.clock)
     contacts = ContactTable(names)
-    journal = Journal(f"{root}/journal", files, commits, world.clock)
+    journal = Journal(f"{root}/journal", volume.files, commits, world.clock)
     replay = Replay(journal, contacts, names)
     sealed: list[ArtifactName] = []
     recorder = Recorder(
         store=store, moves=Moves(store, trail, sealed.append), contacts=contacts, replay=replay, clock=world.clock
     )
     chats = Chats(store, recorder, world.clock)
-    tenants = Tenants(lambda each: _ring(world, each, files))
+    tenants = Tenants(lambda each: _ring(world, each, volume.files))
     tenants.replace(world.instances)
     return Node(
         world=world,
         files=files,
         commits=commits,
+        volume=volume,
         store=store,
         tenants=tenants,
         trail=trail,
@@ -347,7 +372,9 @@ def _made(world: World, files: WatchedDisk, store_id: str | None) -> Node:
         replay=replay,
         recorder=recorder,
         chats=chats,
-        events=EventIntake(journal=journal, chats=chats, contacts=contacts, replay=replay, trail=trail),
+        events=EventIntake(
+            room=store.room, journal=journal, chats=chats, contacts=contacts, replay=replay, trail=trail
+        ),
         sweep=Sweep(
             store=store,
             tenants=tenants,
@@ -363,7 +390,7 @@ def _made(world: World, files: WatchedDisk, store_id: str | None) -> Node:
     )
 
 
-def _ring(world: World, each: Instance, files: WatchedDisk) -> KeyRing:
+def _ring(world: World, each: Instance, files: FileSystem) -> KeyRing:
     return KeyRing(
         instance_id=each.instance_id,
         context=each.recordings_context,

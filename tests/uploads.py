@@ -103,5 +103,6 @@ async def run(
         plan or plan_for(body),
         pool=buffers or pool(),
         clock=clock,
+        random=lambda: 0.0,
         head_allowed=head_allowed,
     )

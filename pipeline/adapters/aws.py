@@ -4,6 +4,9 @@ A client here never retries, never follows a redirect, and never logs what a ser
 caller, a redirect could carry a recording to another host, and at DEBUG the libraries print data keys. One repetition
 is aiohttp's own: a GET, HEAD, PUT or DELETE whose connection ends before any answer is sent once more, whole, on
 another connection; create-only writes make that harmless.
+
+Credentials that a service calls expired are fetched anew, those that could not be fetched are fetched with the next
+request, and a request that was refused for its time is followed by ones with the server's.
 """
 
 import contextlib
@@ -12,15 +15,20 @@ import ipaddress
 import logging
 import warnings
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import aiohttp
+import anyio
 import botocore.auth
 from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
+from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, NoCredentialsError
 
-from pipeline.settings import Endpoint
+from pipeline.settings import Credentials, Endpoint
 
 Service = Literal["s3", "kms", "sqs", "events"]
 
@@ -30,7 +38,19 @@ USER_AGENT = "recording-pipeline"
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 60
 """Longer than the longest poll of a queue (20 s)."""
-CONNECTIONS = 64
+CONNECTIONS = 256
+"""As many as there may be: an upload that waits for one would wait in vain for a bucket that does not answer."""
+EXPIRED = frozenset(
+    {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "InvalidAccessKeyId", "InvalidClientTokenId"}
+)
+"""Codes by which a service says that the credentials were good once."""
+OUT_OF_TIME = frozenset({"RequestTimeTooSkewed", "RequestExpired", "InvalidSignatureException", "AuthFailure", "403"})
+"""Codes by which a service may say that the request's time is not its own."""
+SKEW = timedelta(minutes=4)
+"""Less is not the reason: AWS allows 5 minutes, S3 15. No request takes as long."""
+_FROM_CHAIN = Credentials("chain", "chain")
+"""Stands in for the chain's while a client is made: it must come to be also when they can't be had yet."""
+_NO_CREDENTIALS = (BotoCoreError, ClientError, aiohttp.ClientError, OSError, ValueError, LookupError)
 
 
 def pin_loggers() -> None:
@@ -64,16 +84,22 @@ async def open_client(
         http_session_cls=_OneHopSession,
         s3=_s3_options(endpoint),
     )
-    given = endpoint.credentials
+    given = endpoint.credentials or _FROM_CHAIN
     creation = _session(endpoint.profile).create_client(
         service,
         region_name=endpoint.region,
         endpoint_url=endpoint.url,
-        aws_access_key_id=given.access_key if given else None,
-        aws_secret_access_key=given.secret_key if given else None,
+        aws_access_key_id=given.access_key,
+        aws_secret_access_key=given.secret_key,
         config=config,
     )
     async with creation as client:
+        answered = f"after-call.{client.meta.service_model.service_id.hyphenize()}"
+        client.meta.events.register(answered, _learn_time)
+        if given is _FROM_CHAIN:
+            chain = _Chain(_session(endpoint.profile))
+            client._request_signer._credentials = chain  # noqa: SLF001  # there is no other way in
+            client.meta.events.register(answered, chain.learn)
         if service == "s3":
             client.meta.events.register_last("before-parameter-build.s3", _stay_in_region)
         yield client
@@ -107,12 +133,82 @@ def _is_private(url: str) -> bool:
         return False
 
 
+class _Chain:
+    """AWS's own chain of credentials (variables, profile, role), asked again as long as it gives none or old ones."""
+
+    def __init__(self, session: AioSession) -> None:
+        self._session = session
+        self._known: Any = None
+        self._turn = anyio.Lock()
+
+    async def get_frozen_credentials(self) -> Any:
+        """Give what a request is signed with; botocore asks before each.
+
+        Raises:
+            NoCredentialsError: there are none.
+            CredentialRetrievalError: their source (STS, the instance's metadata, a process) does not give them now.
+
+        """
+        try:
+            async with self._turn:
+                if self._known is None:
+                    self._known = await self._session.get_component("credential_provider").load_credentials()
+                known = self._known
+            frozen = None if known is None else await known.get_frozen_credentials()
+        except _NO_CREDENTIALS as error:
+            raise CredentialRetrievalError(provider="chain", error_msg=type(error).__name__) from error
+        if frozen is None:
+            raise NoCredentialsError
+        return frozen
+
+    def learn(self, parsed: dict[str, Any], **_: object) -> None:
+        """Let what a service calls expired be fetched anew."""
+        if parsed.get("Error", {}).get("Code") in EXPIRED:
+            self._known = None
+
+
+_ahead: dict[str, timedelta] = {}
+"""By host and port: how far its clock is ahead of ours, once it has refused a request for that."""
+
+
+def _learn_time(http_response: Any, parsed: dict[str, Any], context: dict[str, Any], **_: object) -> None:
+    """Take note of a server's time if it refused a request for its own, and say so where the server could not."""
+    if http_response.status_code not in {400, 403} or parsed.get("Error", {}).get("Code") not in OUT_OF_TIME:
+        return
+    try:
+        there = parsedate_to_datetime(http_response.headers.get("date", ""))
+        signed = datetime.strptime(context["timestamp"], botocore.auth.SIGV4_TIMESTAMP).replace(tzinfo=UTC)
+        skew = abs(there - signed)
+    except (LookupError, TypeError, ValueError):  # a request that was not signed; no time, or one without a zone
+        return
+    if skew > SKEW:
+        _ahead[urlsplit(http_response.url).netloc] = there - datetime.now(UTC)
+        parsed["Error"]["Code"] = "RequestTimeTooSkewed"  # an answer to HEAD has no body to say it
+
+
+class _TimedSigner:
+    """Signs with the time of the server, where that is known to be another. Goes before a signer of botocore's."""
+
+    def _modify_request_before_signing(self, request: Any) -> None:
+        if _ahead and (ahead := _ahead.get(urlsplit(request.url).netloc)):
+            request.context["timestamp"] = (datetime.now(UTC) + ahead).strftime(botocore.auth.SIGV4_TIMESTAMP)
+        super()._modify_request_before_signing(request)  # type: ignore[misc]  # of the signer behind
+
+
+class _Signer(_TimedSigner, botocore.auth.SigV4Auth):
+    pass
+
+
+class _S3Signer(_TimedSigner, botocore.auth.S3SigV4Auth):
+    pass
+
+
 def _sign_in_python() -> None:
     """Take botocore's own signer, also where `awscrt` is installed (we need that for checksums).
 
     The native signer copies each body and comes back for it in pieces of 4 KiB: twice the time for an 8 MiB part.
     """
-    botocore.auth.AUTH_TYPE_MAPS.update({"v4": botocore.auth.SigV4Auth, "s3v4": botocore.auth.S3SigV4Auth})
+    botocore.auth.AUTH_TYPE_MAPS.update({"v4": _Signer, "s3v4": _S3Signer})
 
 
 def _stay_in_region(context: dict[str, Any], **_: object) -> None:

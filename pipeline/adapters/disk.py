@@ -11,10 +11,11 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 
-from pipeline.errors import HaltError, StoreFullError, StoreIoError
+from pipeline.errors import HaltError, StoreBusyError, StoreFullError, StoreIoError
 from pipeline.ports import Buffer
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_BUSY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _IOV_MAX = 512
 _LOCK_PATIENCE_S = 1.0
 _LARGE = 512 * 1024
@@ -33,6 +34,8 @@ def _translated(action: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise StoreFullError(f"no room to {action}; what is held is safe") from error
+        if error.errno in _BUSY:
+            raise StoreBusyError(f"too much is open to {action} now; ask again in a moment") from error
         raise StoreIoError(f"could not {action}: {errno.errorcode.get(error.errno or 0, 'unknown error')}") from error
 
 
@@ -46,7 +49,8 @@ class Disk:
     def open(self, path: str, *, write: bool = False) -> int:
         mode = os.O_RDWR | os.O_APPEND if write else os.O_RDONLY
         with _translated("open a file"):
-            return os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW)
+            # Non-blocking: a pipe under a file's name would keep its opener waiting. Plain files don't mind.
+            return os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
 
     def append(self, handle: int, buffers: Sequence[Buffer]) -> None:
         with _translated("write"):
@@ -85,6 +89,11 @@ class Disk:
         with _translated("ask for a file's length"):
             return os.fstat(handle).st_size
 
+    def allocate(self, handle: int, size_bytes: int) -> None:
+        with _translated("reserve room"):
+            os.ftruncate(handle, min(size_bytes, os.fstat(handle).st_size))
+            os.posix_fallocate(handle, 0, size_bytes)
+
     def truncate(self, handle: int, size_bytes: int) -> None:
         with _translated("cut a file"):
             os.ftruncate(handle, size_bytes)
@@ -113,7 +122,13 @@ class Disk:
             self.make_directory(parent)
         with _translated("make a directory"), contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
-        self.sync_directory(parent or ".")
+        try:
+            self.sync_directory(parent or ".")
+        except BaseException:
+            # It is not durable, and whoever asks again would find it there.
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+            raise
 
     def sync_directory(self, path: str) -> None:
         with _translated("sync a directory"):
@@ -134,16 +149,40 @@ class Disk:
                 os.close(handle)
 
     def names(self, path: str) -> list[str]:
-        with _translated("list a directory"):
-            try:
-                return os.listdir(path)
-            except FileNotFoundError:
+        with _translated("list a directory"), _directory(path) as handle:
+            return [] if handle is None else os.listdir(handle)
+
+    def irregular(self, path: str) -> list[str]:
+        with _translated("list a directory"), _directory(path) as handle:
+            if handle is None:
                 return []
+            with os.scandir(handle) as entries:
+                return [entry.name for entry in entries if not entry.is_file(follow_symlinks=False)]
 
     def free_bytes(self, path: str) -> int:
         with _translated("ask for free room"):
             facts = os.statvfs(path)
             return facts.f_bavail * facts.f_frsize
+
+    def free_inodes(self, path: str) -> int | None:
+        with _translated("ask for free room"):
+            facts = os.statvfs(path)
+            # Btrfs and others make inodes as they need them, and count none.
+            return facts.f_favail if facts.f_files else None
+
+
+@contextlib.contextmanager
+def _directory(path: str) -> Iterator[int | None]:
+    """Open a directory for listing; None if it is not there."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def _write_all(handle: int, views: list[memoryview]) -> None:
@@ -161,14 +200,20 @@ def locked(path: str) -> Iterator[int]:
     """Hold `path` as this process's alone (flock) and write our process id into it.
 
     Raises:
-        HaltError: another process holds it.
+        HaltError: another process holds it, or it can't be made or opened.
 
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        reason = errno.errorcode.get(error.errno or 0, "unknown error")
+        raise HaltError(f"the state directory can't be written ({reason}); mend its volume and start again") from error
     try:
         _take(handle)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        mark = f"{os.getpid()}\n".encode()
+        with contextlib.suppress(OSError):  # on a full disk: the lock holds without it
+            os.pwrite(handle, mark, 0)
+            os.ftruncate(handle, len(mark))
         yield handle
     finally:
         os.close(handle)

@@ -44,7 +44,7 @@ class EventBridgeSink:
             except ClientError as error:
                 code = error.response.get("Error", {}).get("Code", "an unknown error")
                 raise DeferError(f"the event bus answered {code}; it is tried again") from error
-            except (BotoCoreError, ResponseParserError, OSError, ValueError) as error:
+            except (BotoCoreError, ResponseParserError, OSError, ValueError, RecursionError) as error:
                 message = f"no answer from the event bus ({type(error).__name__}); it is tried again"
                 raise DeferError(message) from error
             if answer.get("FailedEntryCount", len(entries)) > 0:

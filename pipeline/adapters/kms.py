@@ -55,7 +55,7 @@ STATES: Mapping[str, HoldCode | None] = {
 """By `KeyState` as DescribeKey gives it; None passes by itself."""
 REFUSALS = frozenset({"InvalidArnException", "InvalidKeyUsageException", "ValidationException"})
 _CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)
-_SILENCE = (BotoCoreError, ResponseParserError, OSError, ValueError)
+_SILENCE = (BotoCoreError, ResponseParserError, OSError, ValueError, RecursionError)
 """No answer, or one that can't be read. A time-out is an `OSError`."""
 
 PATIENCE_S = 15.0

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
 _OURS = "BucketAlreadyOwnedByYou"
-_SILENCE = (BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError, ValueError, LookupError)
+_SILENCE = (BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError, ValueError, LookupError, RecursionError)
 
 
 async def make_key(client: "KMSClient", *, description: str, policy: str) -> str:

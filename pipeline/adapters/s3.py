@@ -8,6 +8,8 @@ the tables below counts as transient.
 import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -70,11 +72,12 @@ HOLD_STATUSES: Mapping[int, HoldCode] = {
 }
 """For answers whose code says nothing more: HEAD has no body."""
 PATIENCE = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
-"""403 by status, but a clock comes right by itself."""
+"""403 by status, but the next request is signed with the bucket's own time (see `adapters.aws`)."""
 REFUSALS = frozenset({"EntityTooLarge", "InvalidURI", "KeyTooLongError", "MetadataTooLarge"})
+_BUSY_STATUSES = frozenset({429, 500, 502, 503, 504})
 LOST = frozenset({"NoSuchUpload", "ConditionalRequestConflict", "InvalidPart", "InvalidPartOrder"})
 _CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)
-_SILENCE = (BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError, ValueError, LookupError)
+_SILENCE = (BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError, ValueError, LookupError, RecursionError)
 """No answer, or one that can't be read. A time-out is an `OSError`."""
 _CODE = re.compile(r"[A-Za-z0-9.]{1,64}")
 
@@ -168,7 +171,10 @@ class S3Destination:
                 found += [Unfinished(upload["Key"], upload["UploadId"]) for upload in page.get("Uploads", [])]
             if not page.get("IsTruncated") or not page.get("NextKeyMarker"):
                 return found
-            marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page.get("NextUploadIdMarker", "")}
+            following = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page.get("NextUploadIdMarker", "")}
+            if following == marker:
+                raise DestinationBusyError("the bucket's list of unfinished uploads has no end; it is read again later")
+            marker = following
 
     async def head(self, key: str) -> ObjectFacts | None:
         try:
@@ -252,7 +258,9 @@ def _edge(size_bytes: int = 0, *, reading: bool = False) -> Iterator[None]:
 def _translated(error: ClientError, *, reading: bool) -> Exception:
     """Choose our exception for an answer of the bucket."""
     given: Mapping[str, Any] = error.response.get("Error", {})
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    about: Mapping[str, Any] = error.response.get("ResponseMetadata", {})
+    status = about.get("HTTPStatusCode", 0)
+    headers: Mapping[str, str] = about.get("HTTPHeaders", {})
     code = str(given.get("Code", ""))
     said = code if _CODE.fullmatch(code) else "an unknown error"
     if code in LOST:
@@ -266,4 +274,25 @@ def _translated(error: ClientError, *, reading: bool) -> Exception:
         return DestinationRefusedError(f"the bucket answered {said}; the recording is kept here")
     if reading and status in {404, 416}:
         return _NothingThereError(said)
-    return DestinationBusyError(f"the bucket answered {said}; it is tried again")
+    return DestinationBusyError(
+        f"the bucket answered {said}; it is tried again", retry_after_s=_retry_after_s(status, headers)
+    )
+
+
+def _retry_after_s(status: int, headers: Mapping[str, str]) -> float | None:
+    """Read Retry-After (RFC 9110, 10.2.3): seconds, or a time by the answerer's own clock."""
+    given = headers.get("retry-after", "").strip()
+    if status not in _BUSY_STATUSES or not given:
+        return None
+    if given.isascii() and given.isdigit():
+        return float(given[:9])
+    until, there = _time(given), _time(headers.get("date"))
+    return None if until is None else max(0.0, (until - (there or datetime.now(UTC))).total_seconds())
+
+
+def _time(text: str | None) -> datetime | None:
+    try:
+        found = parsedate_to_datetime(text or "")
+    except ValueError:
+        return None
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)

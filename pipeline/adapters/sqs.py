@@ -134,5 +134,5 @@ def _edge(wait_s: float = 0) -> Iterator[None]:
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "an unknown error")
         raise DeferError(f"the queue answered {code}; it is tried again") from error
-    except (BotoCoreError, ResponseParserError, OSError, ValueError, LookupError) as error:
+    except (BotoCoreError, ResponseParserError, OSError, ValueError, LookupError, RecursionError) as error:
         raise DeferError(f"no answer from the queue ({type(error).__name__}); it is tried again") from error

@@ -18,13 +18,13 @@ from pipeline.adapters.disk import Disk, holder
 from pipeline.adapters.kms import AwsKeyService
 from pipeline.adapters.s3 import S3Destination
 from pipeline.audit.records import Actor
-from pipeline.compose import Clients
 from pipeline.crypt.keyring import KeyRing
 from pipeline.embedded import attached
 from pipeline.errors import KeyBusyError
 from pipeline.ids import InstanceId
 from pipeline.instances import Instance, Storage
 from pipeline.interim.logs import AppendLogs, LogLine
+from pipeline.node import Clients
 from pipeline.ports import KmsCall
 from pipeline.settings import Settings
 from pipeline.trail import Trail
@@ -36,12 +36,10 @@ class Access:
     def __init__(self, settings: Settings, stack: AsyncExitStack) -> None:
         self.files = Disk()
         self.clock = SystemClock()
-        self.trail = Trail(
-            str(settings.state_dir),
-            actor=Actor("Command", _user()),
-            writer=f"command-{secrets.token_hex(8)}",
-            clock=self.clock,
-        )
+        self.actor = Actor("Command", _user())
+        self.writer = f"command-{secrets.token_hex(8)}"
+        """Names the logs of this run: each has one writer."""
+        self.trail = Trail(str(settings.state_dir), actor=self.actor, writer=self.writer, clock=self.clock)
         self._settings = settings
         self._stack = stack
         self._logs = AppendLogs(self.files)

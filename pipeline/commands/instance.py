@@ -1,7 +1,5 @@
 """`pipeline instance`: add, list, probe, remove."""
 
-import os
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +10,7 @@ import typer
 from pipeline.commands import screen
 from pipeline.commands.exits import ExitCode
 from pipeline.commands.options import ConfigOption, JsonOption, Site, StateDirOption, open_site
+from pipeline.commands.running import tell_service
 from pipeline.errors import DeferError, PipelineError, RefuseError
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def add(
         raise RefuseError("an instance of that id exists already", field="--id")
     asked = _Asked(alias, account, region, kms_key, bucket, bucket_key, prefix, owner, storage, instance_id)
     answer = asked.add(site)
-    answer["serviceTold"] = _tell_service(site)
+    answer["serviceTold"] = tell_service(site)
     if as_json:
         screen.emit(answer)
         return
@@ -172,7 +171,7 @@ def probe(
 
     site = open_site(config, state_dir)
     answer = anyio.run(_probe, site, site.configured(wanted))
-    answer["serviceTold"] = _tell_service(site)
+    answer["serviceTold"] = tell_service(site)
     if as_json:
         screen.emit(answer)
     else:
@@ -203,7 +202,7 @@ def remove(
             f"{held} undelivered recordings of it are held. Deliver them first, or give --force and --reason"
         )
     anyio.run(_remove, site, instance, held, reason)
-    answer = {"instanceId": str(instance.instance_id), "undelivered": held, "serviceTold": _tell_service(site)}
+    answer = {"instanceId": str(instance.instance_id), "undelivered": held, "serviceTold": tell_service(site)}
     if as_json:
         screen.emit(answer)
     else:
@@ -314,21 +313,6 @@ def _undelivered(site: Site, instance: "Instance") -> int:
     from pipeline.interim.survey import survey
 
     return len(survey(site.root, Disk()).undelivered(instance.instance_id))
-
-
-def _tell_service(site: Site) -> bool:
-    """Let a running service read its configuration again; False if none runs."""
-    from pipeline.adapters.disk import holder
-
-    pid = holder(f"{site.root}/lock")
-    if pid is None:
-        return False
-    try:
-        os.kill(pid, signal.SIGHUP)
-    except (ProcessLookupError, PermissionError):
-        screen.note("the running service could not be told; send it SIGHUP")
-        return False
-    return True
 
 
 def _row(instance: "Instance") -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""`pipeline ls`: what the store holds, from names alone."""
+"""`pipeline ls`: what the store holds, from names and receipts alone, unless flags are asked for."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,18 +40,27 @@ def ls(
     instance: InstanceOption = None,
     state: Annotated[Shown | None, typer.Option(show_default=False, help="This state only.")] = None,
     kind: KindOption = None,
+    flags: Annotated[
+        bool, typer.Option("--flags", help="Open the manifests of sealed ones, for what is odd about them.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List recordings that are held here, and the receipts of those delivered lately. Opens nothing."""
+    """List recordings that are held here, and the receipts of those delivered lately. Opens nothing without --flags.
+
+    A receipt says what was odd about its recording, as SUSPECT_EMPTY; a sealed artifact only in its manifest.
+    """
     site = open_site(config, state_dir)
     wanted = site.find(instance)
-    rows = [
-        row
+    found = [
+        (name, row)
         for name, row in _rows(site)
         if (wanted is None or name.instance_id == wanted)
         and (state is None or row["state"] == state)
         and (kind is None or name.kind == kind.value)
     ]
+    if flags:
+        _add_flags(site, found)
+    rows = [row for _, row in found]
     if as_json:
         for row in rows:
             screen.emit(row)
@@ -115,12 +124,29 @@ def _rows(site: Site) -> "Iterator[tuple[ArtifactName, dict[str, Any]]]":
                 row["problem"] = str(error)
             else:
                 row |= {"recordingId": str(receipt.recording_id), "bucket": receipt.bucket, "key": receipt.key}
+                row["quality"] = receipt.quality or None
         yield name, {key: value for key, value in row.items() if value is not None}
 
 
+def _add_flags(site: Site, found: "Sequence[tuple[ArtifactName, dict[str, Any]]]") -> None:
+    import anyio
+
+    from pipeline.commands.flags import flags_of
+
+    sealed = {name: row for name, row in found if row["state"] is Shown.SEALED}
+    for name, quality in anyio.run(flags_of, site, sealed).items():
+        if isinstance(quality, PipelineError):
+            sealed[name]["problem"] = str(quality)
+        elif quality:
+            sealed[name]["quality"] = quality
+
+
 def _remark(row: Mapping[str, Any]) -> str:
+    flags = " ".join(row.get("quality", ()))
     if "bucket" in row:
-        return f"s3://{row['bucket']}/{row['key']}"
-    if "heldReason" in row:
-        return f"held: {row['heldReason']}"
-    return str(row.get("poison") or row.get("problem") or "")
+        where = f"s3://{row['bucket']}/{row['key']}"
+    elif "heldReason" in row:
+        where = f"held: {row['heldReason']}"
+    else:
+        where = str(row.get("poison") or row.get("problem") or "")
+    return f"{where} {flags}".strip()

@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 
 from pipeline.commands.options import Site
+from pipeline.interim.ballast import NAME as BALLAST
+from pipeline.interim.room import needed_bytes
 from pipeline.ports import FileSystem
 
 OLDEST_PYTHON = (3, 11)
@@ -21,7 +23,6 @@ MOST_ENTRIES = 200_000
 """Files whose permissions are looked at: enough to find a habit, few enough to wait for."""
 CLOCK_SLACK = timedelta(minutes=5)
 _BUILT = datetime(2026, 1, 1, tzinfo=UTC)
-_PER_ARTIFACT = 8 * 1024
 
 
 class Level(StrEnum):
@@ -124,7 +125,9 @@ def room(site: Site, files: FileSystem, undelivered: int) -> Check:
     if not Path(site.root).is_dir():
         return Check(Level.OK, "room", "not asked: there is no state directory yet")
     free = files.free_bytes(site.root)
-    needed = site.settings.store.free_bytes + undelivered * _PER_ARTIFACT
+    ballast = Path(site.root, BALLAST)
+    held = ballast.stat().st_size if ballast.is_file() else 0
+    needed = needed_bytes(site.settings.store.free_bytes, undelivered, held)
     detail = f"{free // 2**20} MiB free, {needed // 2**20} MiB kept"
     if free < needed:
         return Check(Level.FAIL, "room", detail, "intake answers 507: make room; what is held is still delivered")

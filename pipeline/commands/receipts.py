@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pipeline.delivery.proof import Receipt, read_receipt
 from pipeline.errors import SegmentForgedError, StoreIoError
 from pipeline.ids import InstanceId
+from pipeline.interim.logs import whole_lines
 from pipeline.interim.states import ArtifactName
 from pipeline.ports import FileSystem
 
@@ -42,7 +43,7 @@ def folded(root: str, files: FileSystem, instance: InstanceId) -> Iterator[Recei
     for day in sorted(files.names(directory), reverse=True):
         handle = files.open(f"{directory}/{day}")
         try:
-            whole = files.read(handle, 0, files.size(handle)).rpartition(b"\n")[0]  # a torn last line never counted
+            log = files.read(handle, 0, files.size(handle))
         finally:
             files.close(handle)
-        yield from (read_receipt(line) for line in whole.split(b"\n") if line)
+        yield from (read_receipt(line) for line in whole_lines(log))

@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from pipeline.delivery.holds import Hold
     from pipeline.ids import InstanceId
     from pipeline.interim.states import ArtifactName
+    from pipeline.ports import FileSystem
 
 EXAMPLE = "Example: pipeline status --json"
+MOST_MISSING = 1_000
+SHOWN_MISSING = 10
+"""Of the missing recordings that are told, the latest."""
 
 ACTIONS: Mapping[HoldCode, str] = {
     HoldCode.KEY_DISABLED: "enable the KMS key",
@@ -39,7 +43,7 @@ ACTIONS: Mapping[HoldCode, str] = {
 def status(config: ConfigOption = None, state_dir: StateDirOption = None, as_json: JsonOption = False) -> None:
     """Say how long the oldest undelivered recording has waited; then counts, and what is held and why.
 
-    Exit code 4 if anything is held, else 1 if a recording needs a person (poison), else 0.
+    Exit code 4 if anything is held, else 1 if a recording needs a person (poison, or announced and missing), else 0.
     """
     facts = _facts(open_site(config, state_dir))
     if as_json:
@@ -48,7 +52,7 @@ def status(config: ConfigOption = None, state_dir: StateDirOption = None, as_jso
         _show(facts)
     if facts["holds"]:
         raise typer.Exit(ExitCode.WAITING)
-    if facts["poison"]["count"]:
+    if facts["poison"]["count"] or facts["missing"]["count"]:
         raise typer.Exit(ExitCode.FOUND)
 
 
@@ -70,9 +74,11 @@ def _facts(site: Site) -> dict[str, Any]:
         "sealed": {"count": len(waiting), "bytes": sum(name.size_bytes or 0 for name in waiting)},
         "poison": {"count": len(poison), "bytes": _on_disk(site, poison)},
         "delivered": {"count": len(found.standing(State.DELIVERED))},
+        "missing": _missing(site, files),
         "instances": _by_instance(site, found.names),
         "holds": [_hold(site, hold) for hold in read_holds(f"{site.root}/holds", files)],
         "strangers": len(found.strangers),
+        "canary": _canary(site, files, now),
         "service": {"running": pid is not None, "pid": pid},
         "configurationProblems": len(site.loaded.problems),
     }
@@ -119,6 +125,41 @@ def _by_instance(site: Site, names: "Iterable[ArtifactName]") -> list[dict[str, 
     ]
 
 
+def _missing(site: Site, files: "FileSystem") -> dict[str, Any]:
+    """Tell what was announced and did not come, the latest first, not all of a long list."""
+    from pipeline.ids import InstanceId
+    from pipeline.intake.missinglog import read_missing
+
+    found = sorted(read_missing(f"{site.root}/missing", files), key=lambda each: each.given_up, reverse=True)
+    return {
+        "count": len(found),
+        "latest": [
+            {
+                "recordingId": str(each.recording_id),
+                "instance": site.alias(InstanceId(each.instance_id)),
+                "kind": each.kind,
+                "contact": each.contact,
+                "announced": each.announced.isoformat(timespec="seconds"),
+                "givenUp": each.given_up.isoformat(timespec="seconds"),
+            }
+            for each in found[:MOST_MISSING]
+        ],
+    }
+
+
+def _canary(site: Site, files: "FileSystem", now: datetime) -> dict[str, Any] | None:
+    from pipeline.canary import read_arrival
+
+    last = read_arrival(f"{site.root}/canary.json", files)
+    if last is None:
+        return None
+    return {
+        "arrived": last.at.isoformat(timespec="seconds"),
+        "ageS": round((now - last.at).total_seconds(), 3),
+        "latencyS": last.latency_s,
+    }
+
+
 def _hold(site: Site, hold: "Hold") -> dict[str, Any]:
     from pipeline.ids import InstanceId
 
@@ -144,6 +185,8 @@ def _show(facts: Mapping[str, Any]) -> None:
         )
     service = facts["service"]
     screen.say(f"service: running, process {service['pid']}" if service["running"] else "service: not running")
+    if (canary := facts["canary"]) is not None:
+        screen.say(f"canary: last arrived {screen.age(canary['ageS'])} ago, in {canary['latencyS']:.1f} s")
     for state in ("open", "sealed", "poison"):
         screen.say(f"{state}: {facts[state]['count']}, {screen.size(facts[state]['bytes'])}")
     if facts["strangers"]:
@@ -160,3 +203,15 @@ def _show(facts: Mapping[str, Any]) -> None:
         screen.say(f"  what to do: {hold['action']}")
     if facts["poison"]["count"]:
         screen.say("what is poison waits for a person, its bytes kept; see `pipeline ls --state poison`")
+    _show_missing(facts["missing"])
+
+
+def _show_missing(missing: Mapping[str, Any]) -> None:
+    if not missing["count"]:
+        return
+    screen.say(f"missing: {missing['count']} announced recordings have not come; see to their recorders")
+    for each in missing["latest"][:SHOWN_MISSING]:
+        screen.say(
+            f"  {each['kind']} of {each['instance']}, contact {each['contact']}, announced {each['announced']}"
+            f" ({each['recordingId']})"
+        )

@@ -239,7 +239,7 @@ def _batches(items: Sequence[_T]) -> Iterator[tuple[_T, ...]]:
 def _decoded(decoder: "msgspec.json.Decoder[_T]", raw: bytes, what: str) -> _T:
     try:
         return decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         # The library's message may quote a value: only the path at its end is ours to repeat.
         path = str(error).rpartition(" - at ")[2] if isinstance(error, msgspec.ValidationError) else ""
         field = f" at {path}" if path.startswith("`$") else ""

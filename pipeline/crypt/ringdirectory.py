@@ -51,6 +51,7 @@ class RingDirectory:
         target = f"{self._path}/{key_id.hex}{SUFFIX}"
         aside = target + _UNFINISHED
         self._files.make_directory(self._path)
+        self._files.unlink(aside)  # a crash may have left one
         try:
             handle = self._files.create(aside)
             try:

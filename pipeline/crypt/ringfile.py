@@ -83,7 +83,7 @@ def parse(
     """
     try:
         file = _decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _mismatch(key_id, "it can't be read") from error
     if file.version != VERSION:
         raise _mismatch(key_id, "it has another format version")

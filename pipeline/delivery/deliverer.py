@@ -2,8 +2,10 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import PurePath
+from random import random as chance
 
 import structlog
 
@@ -13,6 +15,7 @@ from pipeline.delivery.proof import Receipt, Subject, write_receipt
 from pipeline.delivery.source import opened
 from pipeline.delivery.upload import UploadPlan, deliver
 from pipeline.errors import (
+    ArtifactUnreadableError,
     DestinationBusyError,
     DestinationHeldError,
     HoldCode,
@@ -20,8 +23,9 @@ from pipeline.errors import (
     KeyUnavailableError,
     RefuseError,
     RejectError,
+    StoreIoError,
 )
-from pipeline.ids import InstanceId, Kind, RecordingId
+from pipeline.ids import ArtifactId, InstanceId, Kind, RecordingId
 from pipeline.instances import Instance, Storage
 from pipeline.interim.states import ArtifactName
 from pipeline.interim.store import InterimStore
@@ -41,6 +45,8 @@ HeadAllowed = Callable[[InstanceId, Kind], bool]
 
 
 _TROUBLES = 2
+_READS = 8
+"""Attempts, minutes in all, after which an artifact that can't be read is a person's."""
 _UNUSABLE: Mapping[str, HoldCode] = {
     "Disabled": HoldCode.KEY_DISABLED,
     "PendingDeletion": HoldCode.KEY_PENDING_DELETION,
@@ -65,6 +71,7 @@ class Deliverer:
         pool: BufferPool,
         clock: Clock,
         settle_volume: PurePath | None,
+        random: Callable[[], float] = chance,
     ) -> None:
         self._store = store
         self._tenants = tenants
@@ -74,8 +81,11 @@ class Deliverer:
         self._head_allowed = head_allowed
         self._troubles: Counter[tuple[InstanceId, Kind]] = Counter()
         """How often in a row a destination did not answer as it should."""
+        self._unread: Counter[ArtifactId] = Counter()
+        """How often in a row an artifact could not be read."""
         self._pool = pool
         self._clock = clock
+        self._random = random
         self._volumes = () if settle_volume is None else (str(settle_volume),)
 
     async def deliver(self, name: ArtifactName) -> None:
@@ -95,21 +105,22 @@ class Deliverer:
             )
         key = await tenant.ring.opening(name.key_id)
         lane = name.instance_id, name.kind
-        with opened(self._store, name, key) as (manifest, source):
-            try:
+        try:
+            with self._readable(name), opened(self._store, name, key) as (manifest, source):
                 receipt = await deliver(
                     self._destinations(tenant.instance, storage),
                     source,
                     _plan(name, manifest, storage),
                     pool=self._pool,
                     clock=self._clock,
+                    random=self._random,
                     head_allowed=self._head_allowed(*lane),
                 )
-            except DestinationBusyError:
-                self._troubles[lane] += 1
-                if self._troubles[lane] >= _TROUBLES:
-                    await self._blame_key(tenant.instance, storage)
-                raise
+        except DestinationBusyError:
+            self._troubles[lane] += 1
+            if self._troubles[lane] >= _TROUBLES:
+                await self._blame_key(tenant.instance, storage)
+            raise
         self._troubles[lane] = 0
         await self._settle(tenant, name, manifest, receipt)
 
@@ -126,6 +137,20 @@ class Deliverer:
         await self._store.reject(name, error.reason, lines)
 
     # --- inside
+
+    @contextmanager
+    def _readable(self, name: ArtifactName) -> Iterator[None]:
+        """Give an artifact up that the disk does not give back: not at once, and not for its volume's trouble."""
+        try:
+            yield
+        except StoreIoError as error:
+            self._unread[name.artifact_id] += 1
+            if self._unread[name.artifact_id] < _READS or self._store.room.trouble is not None:
+                raise
+            del self._unread[name.artifact_id]
+            raise ArtifactUnreadableError("the disk does not give the recording's bytes back; they are kept") from error
+        else:
+            self._unread.pop(name.artifact_id, None)
 
     async def _blame_key(self, instance: Instance, storage: Storage) -> None:
         """Raise `DestinationHeldError` if the bucket's KMS key can't be used: not every store says so by itself."""
@@ -179,6 +204,7 @@ def _plan(name: ArtifactName, manifest: Manifest, storage: Storage) -> UploadPla
         generation=manifest.generation,
         sha256=manifest.object.sha256,
         item_digests=manifest.item_digests,
+        quality=manifest.quality,
     )
     return UploadPlan(
         subject=subject,

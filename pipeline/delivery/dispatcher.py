@@ -1,9 +1,9 @@
 """The delivery schedule: which sealed artifact is tried when, and what its outcome does to it and to its lane.
 
 There is no success without a receipt. Whatever is wrong with a key or a destination holds what depends on it and costs
-no attempt; whatever is wrong for a while is tried again for ever, with jitter; the short list of what no retry can help
-puts the artifact aside with its bytes. An exception that is none of ours is a bug: it is logged and tried again, and
-parks that artifact alone for an hour after the tenth time.
+no attempt; whatever is wrong for a while is tried again for ever, with jitter, and fewer at a time; the short list of
+what no retry can help puts the artifact aside with its bytes. An exception that is none of ours is a bug: it is logged
+and tried again, and parks that artifact alone for an hour after the tenth time.
 """
 
 from collections.abc import Awaitable, Callable
@@ -14,8 +14,16 @@ import anyio.abc
 import structlog
 
 from pipeline.delivery.holds import KEYS, Holds, data_key_scope
-from pipeline.delivery.lanes import Backoff, Lane, Lanes
-from pipeline.errors import DeferError, HoldCode, HoldError, KeyUnavailableError, RejectError
+from pipeline.delivery.lanes import Backoff, Lane, Lanes, Places
+from pipeline.errors import (
+    DeferError,
+    DestinationBusyError,
+    HoldCode,
+    HoldError,
+    KeyBusyError,
+    KeyUnavailableError,
+    RejectError,
+)
 from pipeline.ids import ArtifactId
 from pipeline.interim.states import ArtifactName
 from pipeline.interim.store import InterimStore
@@ -26,6 +34,8 @@ log = structlog.get_logger()
 
 _BUGS_IN_A_ROW = 10
 _PARKED = timedelta(hours=1)
+_STRAIN = (DestinationBusyError, KeyBusyError)
+"""What tells of a bucket or a key service that can't keep up, or is not there."""
 
 Deliver = Callable[[ArtifactName], Awaitable[None]]
 """Bring one artifact to its destination and settle it; or raise."""
@@ -54,8 +64,9 @@ class Dispatcher:
         self._clock = clock
         self._retry = Backoff(settings.retry_first, settings.retry_most, random)
         self._probe = Backoff(settings.probe_first, settings.probe_most, random)
-        self._slots = settings.workers
-        self._lanes = Lanes()
+        self._longest_s = settings.retry_most.total_seconds()
+        self._lanes = Lanes(settings.workers)
+        self._places = Places(settings.workers)
         self._bugs: dict[ArtifactId, int] = {}
         self._wake = anyio.Event()
 
@@ -65,12 +76,15 @@ class Dispatcher:
         if lane.held_until is None and self._holds.get(name.instance_id, name.kind) is not None:
             lane.held_until = self._clock.monotonic()  # from before a restart: look at once
         lane.add(name.artifact_id)
+        self._lanes.look(lane, self._clock.monotonic())
         self._wake.set()
 
     def retry_now(self) -> None:
         """Look again at everything that waits: the configuration was read again."""
+        now = self._clock.monotonic()
         for lane in self._lanes.all():
-            lane.look_again(self._clock.monotonic())
+            lane.look_again(now)
+            self._lanes.look(lane, now)
         self._wake.set()
 
     async def run(self) -> None:
@@ -79,52 +93,66 @@ class Dispatcher:
             while True:
                 self._wake = anyio.Event()
                 self._start_ready(group)
-                due = self._lanes.next_due()
-                timeout = None if due is None or not self._slots else max(0.0, due - self._clock.monotonic())
-                with anyio.move_on_after(timeout):
+                due = self._next_due()
+                with anyio.move_on_after(None if due is None else max(0.0, due - self._clock.monotonic())):
                     await self._wake.wait()
 
     # --- inside
 
+    def _next_due(self) -> float | None:
+        """When to look again if nothing else happens."""
+        times = self._lanes.next_due(), self._places.next_due() if self._lanes.in_line else None
+        return min((time for time in times if time is not None), default=None)
+
     def _start_ready(self, group: anyio.abc.TaskGroup) -> None:
-        while self._slots:
-            taken = self._lanes.take(self._clock.monotonic())
-            if taken is None:
-                return
+        now = self._clock.monotonic()
+        while (taken := self._lanes.take(now, self._places.taken(now))) is not None:
             lane, artifact = taken
             name = self._store.index.get(artifact)
             if name is None or not name.is_waiting:
-                lane.settled(artifact)
+                lane.forget(artifact)
+                self._lanes.look(lane, now)
                 continue
-            self._slots -= 1
+            self._places.begin(artifact, now)
             group.start_soon(self._attempt, lane, name, name=f"deliver {artifact}")
 
     async def _attempt(self, lane: Lane, name: ArtifactName) -> None:
         try:
-            await self._outcome(lane, name)
+            await self._outcome(lane, name, lane.in_hand[name.artifact_id])
         finally:
-            self._slots += 1
+            self._places.end(name.artifact_id)
+            self._lanes.look(lane, self._clock.monotonic())
             self._wake.set()
 
-    async def _outcome(self, lane: Lane, name: ArtifactName) -> None:
+    async def _outcome(self, lane: Lane, name: ArtifactName, began: float) -> None:
         """Try one artifact. The one place where any exception is caught: a bug must not stop the others."""
         try:
             await self._deliver(name)
         except HoldError as error:
-            await self._hold(lane, name, error)
+            await self._hold(lane, name, error, began)
         except DeferError as error:
-            self._defer(lane, name, error)
+            self._defer(lane, name, error, began)
         except RejectError as error:
-            await self._put_aside(lane, name, error)
+            await self._put_aside(lane, name, error, began)
         except Exception as error:  # noqa: BLE001
             self._bug(lane, name, error)
         else:
             lane.settled(name.artifact_id)
             self._bugs.pop(name.artifact_id, None)
-            await self._lift(lane, name)
+            await self._lift(lane, name, began)
 
-    def _defer(self, lane: Lane, name: ArtifactName, error: DeferError) -> None:
-        delay_s = lane.defer(name.artifact_id, self._clock.monotonic(), self._retry)
+    def _defer(self, lane: Lane, name: ArtifactName, error: DeferError, began: float) -> None:
+        now = self._clock.monotonic()
+        asked_s = min(error.retry_after_s or 0.0, self._longest_s) if isinstance(error, DestinationBusyError) else 0.0
+        if isinstance(error, _STRAIN) and lane.strained(began, now, self._retry, asked_s):
+            log.warning(
+                "delivery.paused",
+                instance=str(name.instance_id),
+                kind=name.kind,
+                reason=error.reason,
+                probe_in_s=round((lane.held_until or now) - now, 1),
+            )
+        delay_s = lane.defer(name.artifact_id, now, self._retry, asked_s)
         log.warning(
             "delivery.deferred",
             artifact=str(name.artifact_id),
@@ -134,7 +162,7 @@ class Dispatcher:
             retry_in_s=round(delay_s, 1),
         )
 
-    async def _hold(self, lane: Lane, name: ArtifactName, error: HoldError) -> None:
+    async def _hold(self, lane: Lane, name: ArtifactName, error: HoldError, began: float) -> None:
         """Hold what depends on it: one data key's artifacts, a destination, or all of the instance."""
         now = self._clock.monotonic()
         if error.code is HoldCode.KEY_MISMATCH:
@@ -146,7 +174,8 @@ class Dispatcher:
             scope = KEYS if is_keys else str(name.kind)
             lane.put_back(name.artifact_id)
             for each in self._lanes.of(name.instance_id) if is_keys else [lane]:
-                each.hold(now, self._probe)
+                each.hold(began, now, self._probe)
+                self._lanes.look(each, now)
         try:
             is_new = await self._holds.begin(name.instance_id, scope, error, self._clock.now())
         except DeferError as trouble:
@@ -155,11 +184,11 @@ class Dispatcher:
         if is_new:
             log.error("delivery.held", instance=str(name.instance_id), scope=scope, code=error.code, detail=str(error))
 
-    async def _lift(self, lane: Lane, name: ArtifactName) -> None:
-        """End what held this artifact: its delivery went through."""
+    async def _lift(self, lane: Lane, name: ArtifactName, began: float) -> None:
+        """End what held this artifact: its delivery, begun since then, went through."""
         instance, kind = lane.key
         held = self._holds.of(name)
-        if not held and lane.held_until is None:
+        if (not held and lane.held_until is None) or began <= lane.held_since:
             return
         try:
             for hold in held:
@@ -170,13 +199,14 @@ class Dispatcher:
             is_keys = True
         for each in self._lanes.of(instance) if is_keys else [lane]:
             each.release()
+            self._lanes.look(each, self._clock.monotonic())
         log.info("delivery.resumed", instance=str(instance), kind=kind, waiting=lane.size)
 
-    async def _put_aside(self, lane: Lane, name: ArtifactName, error: RejectError) -> None:
+    async def _put_aside(self, lane: Lane, name: ArtifactName, error: RejectError, began: float) -> None:
         try:
             await self._reject(name, error)
         except DeferError as trouble:
-            self._defer(lane, name, trouble)
+            self._defer(lane, name, trouble, began)
             return
         lane.settled(name.artifact_id)
         log.error("delivery.rejected", artifact=str(name.artifact_id), reason=error.reason, detail=str(error))

@@ -112,7 +112,7 @@ def read_holds(root: str, files: FileSystem) -> list[Hold]:
             continue
         try:
             found.append(msgspec.json.decode(files.read(handle, 0, 65536), type=Hold))
-        except (msgspec.MsgspecError, UnicodeDecodeError, StoreIoError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, StoreIoError):
             continue
         finally:
             files.close(handle)

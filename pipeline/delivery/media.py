@@ -1,22 +1,23 @@
-"""Judge a recording by its first bytes and its length: type, extension, quality flags. No I/O; nothing is decoded.
+"""Judge a recording while it comes in: type, extension, quality flags. No I/O; nothing is decoded.
 
-A verdict never stops delivery. Recorders that lost the audio emit a WAV of a header and no samples, well formed and
-44 bytes long: that is what `SUSPECT_EMPTY` is for. Of MP4 only the first box is looked at.
-Source: Multimedia Programming Interface and Data Specifications 1.0 (RIFF).
+A verdict never stops delivery. It depends on the bytes and the length alone, not on the pieces in which they came, so
+it is the same after a crash, when recovery feeds what it kept. Memory is bounded, whatever the bytes are.
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
 
+from pipeline.delivery.mp4 import Mp4Check
 from pipeline.delivery.naming import SNIFF_BYTES, sniff
+from pipeline.delivery.transcript import TranscriptCheck
+from pipeline.delivery.wav import WavCheck
 from pipeline.ports import Buffer
 from pipeline.status import Quality
 
-SETTLED_BYTES = SNIFF_BYTES
-"""What is enough to know most files."""
-HEAD_BYTES = SETTLED_BYTES * 128
-"""How far into a WAV its samples are looked for: `LIST` and other chunks may precede them."""
-_UNTIL_END = (0, 0xFFFFFFFF)
-"""Sizes that a recorder writes when it doesn't know yet."""
+_TOLERATED = timedelta(seconds=2)
+_TOLERATED_SHARE = 0.02
+"""A recording may be shorter than events say by the larger of the two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,91 +29,76 @@ class Verdict:
     flags: tuple[Quality, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class WavLayout:
-    """Where a WAV says its samples are."""
+class FormatCheck(Protocol):
+    """Judges bodies of one format."""
 
-    riff_bytes: int
-    """What the RIFF header says follows its first 8 bytes."""
-    frame_bytes: int
-    data_offset: int
-    data_bytes: int
+    def feed(self, piece: Buffer) -> None:
+        """Take the next bytes, the first included."""
+        ...
+
+    def flags(self, size_bytes: int) -> list[Quality]:
+        """Judge a body of that length, all of which was fed. May be asked again."""
+        ...
+
+    def duration(self, size_bytes: int) -> timedelta | None:
+        """Tell how long it plays, if that is known."""
+        ...
+
+
+_CHECKS: dict[str, type[FormatCheck]] = {"wav": WavCheck, "mp4": Mp4Check, "json": TranscriptCheck}
 
 
 class MediaCheck:
-    """Sees the beginning of a body, piece by piece, and judges when the length is known.
+    """Sees a body, piece by piece, and judges when its length is known."""
 
-    Keeps no more than it needs: usually the first piece settles it.
-    """
-
-    def __init__(self, declared: str | None) -> None:
-        """Begin with what the sender declared as content type."""
-        self._declared = declared
+    def __init__(self) -> None:
         self._head = bytearray()
-        self._enough = SETTLED_BYTES
-
-    @property
-    def wants_more(self) -> bool:
-        """Whether the next piece still matters. After a restart only the beginning has to be fed again."""
-        return len(self._head) < self._enough
+        self._check: FormatCheck | None = None
 
     def feed(self, piece: Buffer) -> None:
-        """Take the next bytes of the body. What comes when no more is wanted is ignored."""
-        rest = memoryview(piece)
-        while rest and self.wants_more:
-            taken = rest[: self._enough - len(self._head)]
-            self._head += taken
-            rest = rest[len(taken) :]
-            if len(self._head) == self._enough < HEAD_BYTES and self._seeks_samples():
-                self._enough *= 2  # doubled, so that many small pieces are not walked again and again
+        """Take the next bytes of the body."""
+        if len(self._head) == SNIFF_BYTES:
+            if self._check is not None:
+                self._check.feed(piece)
+            return
+        missing = SNIFF_BYTES - len(self._head)
+        self._head += piece[:missing]
+        if len(self._head) == SNIFF_BYTES:
+            self._check = self._begun()
+            if self._check is not None:
+                self._check.feed(memoryview(piece)[missing:])
 
-    def _seeks_samples(self) -> bool:
-        return self._head[:4] == b"RIFF" and wav_layout(self._head) is None
+    def verdict(self, size_bytes: int, declared: str | None, expected: timedelta | None = None) -> Verdict:
+        """Judge a body of that length.
 
-    def verdict(self, size_bytes: int) -> Verdict:
-        """Judge a body of that length."""
-        head = bytes(self._head)
-        content_type, extension, suspect = sniff(head, self._declared)
-        flags = [Quality.SUSPECT_FORMAT] if suspect else []
+        Args:
+            size_bytes: of the whole body, all of which was fed.
+            declared: the content type that its sender declared.
+            expected: how long the recording was, as events or its source say.
+
+        """
+        content_type, extension, suspect = sniff(bytes(self._head), declared)
+        flags = {Quality.SUSPECT_FORMAT} if suspect else set()
+        check = self._check if len(self._head) == SNIFF_BYTES else self._begun()
         if size_bytes == 0:
-            flags.append(Quality.SUSPECT_EMPTY)
-        elif head[:4] == b"RIFF" and extension == "wav":
-            flags += _wav_flags(head, size_bytes)
+            flags.add(Quality.SUSPECT_EMPTY)
+        elif check is not None:
+            flags.update(check.flags(size_bytes))
+            if Quality.SUSPECT_EMPTY not in flags and _is_short(check.duration(size_bytes), expected):
+                flags.add(Quality.SUSPECT_SHORT)
         return Verdict(content_type, extension, tuple(flag for flag in Quality if flag in flags))
 
-
-def wav_layout(head: bytes | bytearray) -> WavLayout | None:
-    """Walk the RIFF chunks up to `data`; `None` if they don't get that far within `head`."""
-    offset, frame_bytes = 12, 1
-    while offset + 8 <= len(head):
-        name, size = head[offset : offset + 4], int.from_bytes(head[offset + 4 : offset + 8], "little")
-        if name == b"data":
-            return WavLayout(int.from_bytes(head[4:8], "little"), frame_bytes, offset + 8, size)
-        if name == b"fmt ":
-            frame_bytes = max(1, int.from_bytes(head[offset + 20 : offset + 22], "little"))
-        offset += 8 + size + size % 2  # a chunk of odd size is followed by a pad byte
-    return None
+    def _begun(self) -> FormatCheck | None:
+        """Begin the check of the format that the first bytes are of."""
+        _, extension, suspect = sniff(bytes(self._head), None)
+        if suspect or extension not in _CHECKS:
+            return None
+        check = _CHECKS[extension]()
+        check.feed(self._head)
+        return check
 
 
-def _wav_flags(head: bytes, size_bytes: int) -> list[Quality]:
-    layout = wav_layout(head)
-    if layout is None:
-        # The file ended before its samples began; a head that ended first proves nothing.
-        return [Quality.SUSPECT_EMPTY] if size_bytes <= len(head) else []
-    held = max(0, size_bytes - layout.data_offset)
-    is_whole = abs(layout.riff_bytes + 8 - size_bytes) <= 1
-    open_ended = layout.data_bytes in _UNTIL_END and not (layout.data_bytes == 0 and is_whole)
-    samples = held if open_ended else min(held, layout.data_bytes)
-    flags = []
-    if samples < layout.frame_bytes:
-        flags.append(Quality.SUSPECT_EMPTY)
-    if not open_ended and not _agrees(layout, size_bytes):
-        flags.append(Quality.SUSPECT_SHORT)
-    return flags
-
-
-def _agrees(layout: WavLayout, size_bytes: int) -> bool:
-    """Compare the header with the file, within one frame. Chunks may follow the samples if RIFF's size has them."""
-    claimed = layout.data_offset + layout.data_bytes
-    with_tail = claimed if layout.riff_bytes in _UNTIL_END else max(claimed, layout.riff_bytes + 8)
-    return claimed - layout.frame_bytes <= size_bytes <= with_tail + layout.frame_bytes
+def _is_short(duration: timedelta | None, expected: timedelta | None) -> bool:
+    if duration is None or expected is None:
+        return False
+    return expected - duration > max(_TOLERATED, expected * _TOLERATED_SHARE)

@@ -6,6 +6,7 @@ counts only if it names our checksum of the whole object, `aws:kms`, and the con
 """
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from enum import StrEnum
 from uuid import UUID
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from pipeline.errors import SegmentForgedError
 from pipeline.ids import ArtifactId, InstanceId, Kind, RecordingId
@@ -49,6 +50,10 @@ class Receipt(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="cam
     delivered_at: datetime
     item_digests: tuple[str, ...] = ()
     """Digests of a chat's item ids, by which a late repeat is known."""
+    quality: tuple[str, ...] = ()
+    """What was odd about the recording when it was sealed."""
+    check: str = ""
+    """Digest of all the rest. Stands in its file only: nothing else would show that a bit of it changed."""
 
     def __post_init__(self) -> None:
         if not _proven.get():
@@ -66,6 +71,7 @@ class Subject:
     generation: int
     sha256: str
     item_digests: tuple[str, ...] = ()
+    quality: tuple[str, ...] = ()
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -84,7 +90,7 @@ class Verdict(StrEnum):
     FOREIGN = "foreign"
     """Another recording, or nothing of ours."""
     UNKNOWN = "unknown"
-    """This recording by its name, but the bucket gives no full-object CRC64NVME to compare."""
+    """This recording by its name, but the bucket gives no length or no full-object CRC64NVME to compare."""
 
 
 def verify(
@@ -114,6 +120,7 @@ def verify(
             kms_key_arn=storage.kms_key_arn,
             delivered_at=delivered_at,
             item_digests=subject.item_digests,
+            quality=subject.quality,
         )
 
 
@@ -138,9 +145,10 @@ def compare(request: PutRequest, storage: Storage, facts: ObjectFacts) -> Verdic
     """Judge an object under one of our keys by what HEAD says of it."""
     if not _names(facts, request):
         return Verdict.FOREIGN
-    if facts.size_bytes != request.size_bytes:
+    if facts.size_bytes not in {None, request.size_bytes}:
         return Verdict.MINE_OTHER_BYTES
-    if facts.crc64nvme is None or facts.checksum_type not in {None, FULL_OBJECT}:
+    # A proxy may drop the length; that is no reason to put a recording aside.
+    if facts.size_bytes is None or facts.crc64nvme is None or facts.checksum_type not in {None, FULL_OBJECT}:
         return Verdict.UNKNOWN
     if facts.crc64nvme != request.crc64nvme:
         return Verdict.MINE_OTHER_BYTES
@@ -151,21 +159,34 @@ def compare(request: PutRequest, storage: Storage, facts: ObjectFacts) -> Verdic
 
 def write_receipt(receipt: Receipt) -> bytes:
     """Write a receipt as its file holds it."""
-    return msgspec.json.encode(receipt)
+    return msgspec.json.encode(_with_check(receipt, _check(receipt)))
 
 
 def read_receipt(raw: bytes) -> Receipt:
     """Read a receipt back from its file.
 
     Raises:
-        SegmentForgedError: it is no receipt.
+        SegmentForgedError: it is no receipt, or not as it was written.
 
     """
     try:
         with _proving():
-            return msgspec.json.decode(raw, type=Receipt)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+            receipt = msgspec.json.decode(raw, type=Receipt)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise SegmentForgedError("not a receipt; nothing may be removed on its word") from None
+    bare = _with_check(receipt, "")
+    if receipt.check not in {"", _check(bare)}:  # the first were written without
+        raise SegmentForgedError("a receipt was damaged after it was written; nothing may be removed on its word")
+    return bare
+
+
+def _check(receipt: Receipt) -> str:
+    return hashlib.sha256(msgspec.json.encode(receipt)).hexdigest()[:16]
+
+
+def _with_check(receipt: Receipt, check: str) -> Receipt:
+    with _proving():
+        return structs.replace(receipt, check=check)
 
 
 @contextlib.contextmanager

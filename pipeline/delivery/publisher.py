@@ -1,6 +1,7 @@
 """Status events go out: each instance's event log is followed by a durable cursor, one per sink.
 
-At least once, in the order of the log. A sink that does not take them is tried again for ever; the log keeps them.
+At least once, in the order of the log, through all of its files. A sink that does not take them is tried again for
+ever; the log keeps them.
 """
 
 import anyio
@@ -11,20 +12,22 @@ import structlog
 from pipeline.delivery.lanes import Backoff
 from pipeline.errors import DeferError
 from pipeline.interim.commit import Commit, GroupCommit
+from pipeline.interim.logs import has_hole, logs_in, numbered, written
 from pipeline.ports import EventSink, FileSystem
 
 log = structlog.get_logger()
 
 _LOOK_EVERY_S = 0.5
-_READ = 256 * 1024
+_READ = 1024 * 1024
 _MOST = 100
 """Events between two moves of the cursor: what a crash may send again."""
 
 
 class Cursor(msgspec.Struct, frozen=True, rename="camel"):
-    """How far a log was sent: every byte before `offset`."""
+    """How far a log was sent: every file before `file`, and of that one every byte before `offset`."""
 
     offset: int
+    file: int = 1
 
 
 class Publisher:
@@ -39,20 +42,21 @@ class Publisher:
         self._files = files
         self._commits = commits
         self._backoff = backoff
-        self._offsets: dict[str, int] = {}
+        self._cursors: dict[str, Cursor] = {}
+        self.failures = 0
+        """How often in a row the sink did not take what it was given."""
 
     async def run(self) -> None:
         """Send until cancelled."""
-        failures = 0
         while True:
             try:
                 sent = await self.once()
             except DeferError as error:
-                failures += 1
-                log.warning("events.deferred", sink=self._name, attempt=failures, reason=error.reason)
-                await anyio.sleep(max(_LOOK_EVERY_S, self._backoff.delay_s(failures)))
+                self.failures += 1
+                log.warning("events.deferred", sink=self._name, attempt=self.failures, reason=error.reason)
+                await anyio.sleep(max(_LOOK_EVERY_S, self._backoff.delay_s(self.failures)))
                 continue
-            failures = 0
+            self.failures = 0
             if not sent:
                 await anyio.sleep(_LOOK_EVERY_S)
 
@@ -65,9 +69,7 @@ class Publisher:
         """
         sent = 0
         trouble: DeferError | None = None
-        for name in sorted(await anyio.to_thread.run_sync(self._files.names, self._directory)):
-            if not name.endswith(".jsonl"):
-                continue
+        for name in logs_in(await anyio.to_thread.run_sync(self._files.names, self._directory)):
             try:
                 sent += await self._follow(name)
             except DeferError as error:
@@ -76,10 +78,16 @@ class Publisher:
             raise trouble
         return sent
 
+    def sent(self, name: str) -> int:
+        """Tell which file of a log is being sent: all of the earlier ones has been."""
+        if name not in self._cursors:
+            self._cursors[name] = self._load(name)
+        return self._cursors[name].file
+
     # --- inside
 
     async def _follow(self, name: str) -> int:
-        events, end = await anyio.to_thread.run_sync(self._read, name)
+        events, cursor = await anyio.to_thread.run_sync(self._read, name)
         if not events:
             return 0
         # Lines that are being synced can be read already, and are cut off again if that fails. Once a commit has
@@ -89,37 +97,60 @@ class Publisher:
         if again[: len(events)] != events:
             return 0
         await self._sink.send(events)
-        cursor = msgspec.json.encode(Cursor(end))
-        await self._commits.commit(Commit(files=((self._cursor_path(name), cursor),)))
-        self._offsets[name] = end
+        await self._commits.commit(Commit(files=((self._cursor_path(name), msgspec.json.encode(cursor)),)))
+        self._cursors[name] = cursor
         return len(events)
 
-    def _read(self, name: str) -> tuple[list[bytes], int]:
+    def _read(self, name: str) -> tuple[list[bytes], Cursor]:
         """Read whole lines behind the cursor; give them and where they end."""
-        if name not in self._offsets:
-            self._offsets[name] = self._load(name)
-        start = self._offsets[name]
-        handle = self._files.open(f"{self._directory}/{name}")
-        try:
-            if start > self._files.size(handle):
-                start = self._offsets[name] = 0  # another log than the cursor's: rather all of it again
-            piece = self._files.read(handle, start, _READ)
-        finally:
-            self._files.close(handle)
-        lines = piece.split(b"\n")[:-1][:_MOST]
-        return lines, start + sum(len(line) + 1 for line in lines)
+        self.sent(name)
+        while True:
+            earlier = self._earlier(name)
+            cursor = self._cursors[name] = _in_log(self._cursors[name], earlier)
+            is_written = cursor.file > max(earlier, default=0)
+            try:
+                handle = self._files.open(
+                    f"{self._directory}/{written(name) if is_written else numbered(name, cursor.file)}"
+                )
+            except FileNotFoundError:
+                return [], cursor
+            try:
+                if is_written and self._earlier(name) != earlier:
+                    continue  # it got a number meanwhile: which file was opened is not certain
+                if cursor.offset > self._files.size(handle):
+                    cursor = self._cursors[name] = Cursor(0, cursor.file)  # another file than the cursor's: all of it
+                piece = self._files.read(handle, cursor.offset, _READ)
+            finally:
+                self._files.close(handle)
+            lines = piece.split(b"\n")[:-1][:_MOST]
+            behind = Cursor(cursor.offset + sum(len(line) + 1 for line in lines), cursor.file)
+            events = [line for line in lines if not has_hole(line)]
+            if events or is_written:
+                return events, behind
+            self._cursors[name] = behind if lines else Cursor(0, cursor.file + 1)
 
-    def _load(self, name: str) -> int:
+    def _earlier(self, name: str) -> list[int]:
+        return logs_in(self._files.names(self._directory)).get(name, [])
+
+    def _load(self, name: str) -> Cursor:
         try:
             handle = self._files.open(self._cursor_path(name))
         except FileNotFoundError:
-            return 0
+            return Cursor(0)
         try:
-            return msgspec.json.decode(self._files.read(handle, 0, 4096), type=Cursor).offset
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return 0  # at least once
+            return msgspec.json.decode(self._files.read(handle, 0, 4096), type=Cursor)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return Cursor(0)  # at least once
         finally:
             self._files.close(handle)
 
     def _cursor_path(self, name: str) -> str:
-        return f"{self._directory}/{name.removesuffix('.jsonl')}.{self._name}.cursor"
+        return f"{self._directory}/{name}.{self._name}.cursor"
+
+
+def _in_log(cursor: Cursor, earlier: list[int]) -> Cursor:
+    """Put a cursor on a file that there is: the next one, or the first if the log is another than the cursor's."""
+    there = [*earlier, max(earlier, default=0) + 1]
+    if cursor.file in there:
+        return cursor
+    return Cursor(0, next((file for file in there if file > cursor.file), there[0]))

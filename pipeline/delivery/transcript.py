@@ -7,16 +7,20 @@ member that is `null` is left out, because in this format absent means omitted.
 Items are ordered by (`AbsoluteTime`, arrival) and known by `Id`. Of several with one id the first to arrive counts,
 whatever the later ones hold: what was acknowledged can't be rewritten by a later event. The later ones are still in
 the sealed artifact.
+
+A transcript that is handed over as a file is delivered as it came, and only judged.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import msgspec
 
 from pipeline.events import Item
 from pipeline.ids import InstanceId
+from pipeline.ports import Buffer
+from pipeline.status import Quality
 
 RENDERER = "transcript/1"
 """Stands in the manifest. Other bytes for the same items need another number."""
@@ -26,6 +30,8 @@ EXTENSION = "json"
 
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _STRING = msgspec.json.Decoder(str)
+_CHECKED_MOST = 256 * 1024
+"""Longer files are not read through, only looked at where they end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +112,42 @@ def _participant(members: dict[str, msgspec.Raw]) -> str | None:
         if name.lower() == "participantid" and bytes(value).startswith(b'"'):
             return _STRING.decode(value)
     return None
+
+
+class _File(msgspec.Struct, rename="pascal"):
+    transcript: list[msgspec.Raw] | None = None
+
+
+_FILE = msgspec.json.Decoder(_File)
+
+
+class TranscriptCheck:
+    """Judges JSON that is handed over as a file: cut off, no JSON at all, or a transcript of no item."""
+
+    def __init__(self) -> None:
+        self._text = bytearray()
+        self._last = b""
+        """The last of its bytes that is no white space."""
+
+    def feed(self, piece: Buffer) -> None:
+        """Take the next bytes."""
+        self._text += piece[: _CHECKED_MOST + 1 - len(self._text)]
+        self._last = bytes(piece).rstrip(b" \t\r\n")[-1:] or self._last
+
+    def flags(self, size_bytes: int) -> list[Quality]:
+        """Judge a body of that length."""
+        if size_bytes > _CHECKED_MOST:
+            return [] if self._last in {b"}", b"]"} else [Quality.SUSPECT_SHORT]
+        try:
+            file = _FILE.decode(self._text.decode())
+        except msgspec.ValidationError:
+            return []  # JSON, but no transcript that we know
+        except msgspec.DecodeError as error:
+            return [Quality.SUSPECT_SHORT if "truncated" in str(error) else Quality.SUSPECT_FORMAT]
+        except (UnicodeDecodeError, RecursionError):
+            return [Quality.SUSPECT_FORMAT]
+        return [Quality.SUSPECT_EMPTY] if file.transcript == [] else []
+
+    def duration(self, _size_bytes: int) -> timedelta | None:
+        """Tell nothing: a chat's file may begin and end with any item."""
+        return None

@@ -2,12 +2,14 @@
 
 Every write is create-only, and each candidate key is tried in its order. A taken key is "maybe mine": HEAD decides.
 What fails leaves nothing behind: no half object, no multipart upload, no lease. It never overwrites, never renames and
-never tries again by itself, except that a multipart upload which the bucket lost is begun anew.
+never tries again by itself, except that a multipart upload which the bucket lost is begun anew, and that a part of it,
+or its completion, is sent again to a bucket which was busy for a moment.
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import anyio
@@ -15,6 +17,7 @@ from awscrt.checksums import combine_crc64nvme, crc64nvme
 
 from pipeline.checksums import checksum_text
 from pipeline.delivery.buffers import MIB, BufferPool, size_class
+from pipeline.delivery.patience import Patience
 from pipeline.delivery.proof import Receipt, Subject, Verdict, compare, verify
 from pipeline.errors import (
     DestinationBusyError,
@@ -25,6 +28,7 @@ from pipeline.errors import (
     PipelineError,
     SegmentForgedError,
 )
+from pipeline.ids import InstanceId, Kind
 from pipeline.instances import Storage
 from pipeline.ports import (
     Clock,
@@ -76,6 +80,11 @@ class UploadPlan:
     crc64nvme: str
     content_type: str
 
+    @property
+    def owner(self) -> tuple[InstanceId, Kind]:
+        """Whose share of the memory for uploads it takes: the destination's."""
+        return self.subject.instance_id, self.subject.kind
+
     def request(self, key: str) -> PutRequest:
         """Describe the object under one of its keys."""
         return PutRequest(key, self.size_bytes, self.crc64nvme, self.content_type, self.subject.metadata)
@@ -109,6 +118,7 @@ async def deliver(
     *,
     pool: BufferPool,
     clock: Clock,
+    random: Callable[[], float],
     head_allowed: bool = True,
 ) -> Receipt:
     """Write the object under the first of its keys that is free or already holds it; give back the proof.
@@ -119,6 +129,7 @@ async def deliver(
         plan: what they are to become.
         pool: memory to send them from.
         clock: for the receipt's time.
+        random: from 0 to 1, for the waits between tries of a part.
         head_allowed: as the probe of this destination found; if not, a large object is sent without asking first.
 
     Raises:
@@ -133,7 +144,7 @@ async def deliver(
         raise SegmentForgedError("the artifact does not hold as many bytes as its manifest names")
     if size_class(min(plan.size_bytes, part_bytes(plan.size_bytes))) > pool.limit_bytes:
         raise DestinationRefusedError("the recording needs parts larger than the memory for uploads; raise that limit")
-    upload = _Upload(destination, source, plan, pool, clock, head_allowed=head_allowed)
+    upload = _Upload(destination, source, plan, pool, Patience(clock, random), head_allowed=head_allowed)
     for key in plan.keys:
         receipt = await upload.to(plan.request(key))
         if receipt is not None:
@@ -150,15 +161,15 @@ class _Upload:
         source: ObjectSource,
         plan: UploadPlan,
         pool: BufferPool,
-        clock: Clock,
+        patience: Patience,
         *,
         head_allowed: bool,
     ) -> None:
-        self._destination = destination
-        self._source = source
-        self._plan = plan
-        self._pool = pool
-        self._clock = clock
+        self.destination = destination
+        self.source = source
+        self.plan = plan
+        self.pool = pool
+        self.patience = patience
         self._head_allowed = head_allowed
 
     async def to(self, request: PutRequest) -> Receipt | None:
@@ -173,16 +184,17 @@ class _Upload:
         return await self._prove(request, written)
 
     async def _at_once(self, request: PutRequest) -> ObjectFacts:
-        async with self._pool.lease(request.size_bytes) as buffer:
-            await self._source.read_into(0, buffer)
+        async with self.pool.lease(request.size_bytes, self.plan.owner) as buffer:
+            await self.source.read_into(0, buffer)
             self._check(crc64nvme(buffer))
-            return await self._destination.put(request, buffer)
+            return await self.destination.put(request, buffer)
 
     async def _in_parts(self, request: PutRequest) -> ObjectFacts:
         """Write by multipart upload. Raises `ObjectExistsError`."""
-        # Asked first, because a taken key would only show when all of the bytes have been sent.
+        # Also where the key turns out to be taken: the recording goes elsewhere then, and nobody would look here again.
+        await _abort_unfinished(self.destination, request.key)
+        # Asked before, because a taken key would only show when all of the bytes have been sent.
         await self._expect_nothing(request)
-        await _abort_unfinished(self._destination, request.key)
         for _ in range(FRESH_UPLOADS):
             try:
                 return await self._multipart(request)
@@ -193,27 +205,28 @@ class _Upload:
 
     async def _expect_nothing(self, request: PutRequest) -> None:
         """Raise `ObjectExistsError` if the key is known to be taken."""
-        if self._head_allowed and await self._destination.head(request.key) is not None:
+        if self._head_allowed and await self.destination.head(request.key) is not None:
             raise ObjectExistsError("the object's key is taken")
 
     async def _multipart(self, request: PutRequest) -> ObjectFacts:
-        async with _multipart_upload(self._destination, request) as upload_id:
-            parts = await _Parts(self._destination, self._source, self._pool, request.key, upload_id).send()
+        async with _multipart_upload(self.destination, request) as upload_id:
+            parts = await _Parts(self, request.key, upload_id).send()
             crc = 0
             for part, (_, part_crc) in zip(parts_of(request.size_bytes), parts, strict=True):
                 crc = combine_crc64nvme(crc, part_crc, part.size_bytes)
             self._check(crc)
             sent = [facts for facts, _ in parts]
-            return await self._destination.complete_multipart(request, upload_id, sent)
+            complete = partial(self.destination.complete_multipart, request, upload_id, sent)
+            return await self.patience.with_step(complete)
 
     def _check(self, crc: int) -> None:
         """Raise `SegmentForgedError` unless the bytes are the manifest's."""
-        if checksum_text(crc) != self._plan.crc64nvme:
+        if checksum_text(crc) != self.plan.crc64nvme:
             raise SegmentForgedError("the bytes to be delivered are not those that the manifest names")
 
     async def _prove(self, request: PutRequest, written: ObjectFacts) -> Receipt:
         """Make the receipt of a write; ask with HEAD for what its answer left open."""
-        proof = verify(self._plan.subject, request, self._plan.storage, written, self._clock.now())
+        proof = verify(self.plan.subject, request, self.plan.storage, written, self.patience.clock.now())
         if isinstance(proof, Receipt):
             return proof
         receipt = await self._examine(request)
@@ -223,12 +236,12 @@ class _Upload:
 
     async def _examine(self, request: PutRequest) -> Receipt | None:
         """Judge what lies under the key. None: it is foreign."""
-        facts = await self._destination.head(request.key)
+        facts = await self.destination.head(request.key)
         if facts is None:
             raise DestinationBusyError(
                 "the bucket says that the object is there, and that it is not; it is tried again"
             )
-        match compare(request, self._plan.storage, facts):
+        match compare(request, self.plan.storage, facts):
             case Verdict.FOREIGN:
                 return None
             case Verdict.MINE_OTHER_BYTES:
@@ -236,8 +249,10 @@ class _Upload:
             case Verdict.MINE_WRONG_KEY:
                 message = "the object is there, but not under the configured KMS key; re-encrypt it in the bucket"
                 raise DestinationHeldError(HoldCode.DESTINATION_WRONG_KEY, message)
+            case Verdict.UNKNOWN if facts.size_bytes is None:
+                raise DestinationBusyError("the bucket does not prove the object (size); it is tried again")
             case Verdict.UNKNOWN | Verdict.MINE:
-                proof = verify(self._plan.subject, request, self._plan.storage, facts, self._clock.now())
+                proof = verify(self.plan.subject, request, self.plan.storage, facts, self.patience.clock.now())
         if isinstance(proof, Receipt):
             return proof
         raise DestinationBusyError(f"the bucket does not prove the object ({', '.join(proof)}); it is tried again")
@@ -246,15 +261,11 @@ class _Upload:
 class _Parts:
     """Sends all parts of one multipart upload, some at a time."""
 
-    def __init__(
-        self, destination: Destination, source: ObjectSource, pool: BufferPool, key: str, upload_id: str
-    ) -> None:
-        self._destination = destination
-        self._source = source
-        self._pool = pool
+    def __init__(self, upload: "_Upload", key: str, upload_id: str) -> None:
+        self._upload = upload
         self._key = key
         self._upload_id = upload_id
-        self._waiting = parts_of(source.size_bytes)
+        self._waiting = parts_of(upload.source.size_bytes)
         self._reading = anyio.Lock()
         self._sent: dict[int, tuple[PartFacts, int]] = {}
         self._failure: PipelineError | UploadLostError | None = None
@@ -278,19 +289,25 @@ class _Parts:
             scope.cancel()
 
     async def _send_next(self) -> bool:
+        pool, owner = self._upload.pool, self._upload.plan.owner
         async with contextlib.AsyncExitStack() as lease:
             async with self._reading:
                 part = next(self._waiting, None)
                 if part is None:
                     return False
-                buffer = await lease.enter_async_context(self._pool.lease(part.size_bytes))
-                await self._source.read_into(part.offset, buffer)
+                buffer = await lease.enter_async_context(pool.lease(part.size_bytes, owner))
+                await self._upload.source.read_into(part.offset, buffer)
             crc = crc64nvme(buffer)
-            facts = await self._destination.upload_part(
-                self._key, self._upload_id, part.number, buffer, checksum_text(crc)
-            )
+            facts = await self._upload.patience.with_step(partial(self._send_one, part, buffer, checksum_text(crc)))
         self._sent[part.number] = facts, crc
         return True
+
+    async def _send_one(self, part: Part, buffer: memoryview, checksum: str) -> PartFacts:
+        try:
+            return await self._upload.destination.upload_part(self._key, self._upload_id, part.number, buffer, checksum)
+        except DestinationBusyError:
+            self._upload.pool.spoil(buffer)
+            raise
 
 
 @contextlib.asynccontextmanager

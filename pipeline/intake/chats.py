@@ -31,6 +31,7 @@ from pipeline.interim.states import ArtifactName, State
 from pipeline.interim.store import InterimStore
 from pipeline.interim.writer import Digests
 from pipeline.ports import Clock
+from pipeline.status import Quality
 from pipeline.tenants import Tenant
 
 ITEM = "item"
@@ -121,7 +122,7 @@ class Chats:
             contact=contact,
             generation=reception.name.generation,
             ending=ending,
-            quality=(),
+            quality=() if rendered.items else (Quality.SUSPECT_EMPTY,),
             item_digests=tuple(dict.fromkeys(digests)),
         )
         return await self._recorder.seal(reception, manifest)
@@ -168,7 +169,7 @@ class Chats:
                 return set(reader.manifest().item_digests)
         try:
             return set(msgspec.json.decode(self._store.receipt(name), type=_ReceiptDigests).item_digests)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise SegmentForgedError("a receipt is damaged; its recording is delivered") from None
 
 

@@ -1,7 +1,8 @@
 """What an upload says of itself in its headers. Pure.
 
 `Idempotency-Key` is the source id; `X-Recording-Start`, `-End` (ISO 8601 or Unix seconds), `-Sha256` and
-`-Completion-Cause` are claims that are checked or kept. A claim that can't be read is refused by its header's name.
+`-Completion-Cause` are claims that are checked or kept. A claim that can't be read, or that is made twice, is refused
+by its header's name.
 """
 
 import re
@@ -45,14 +46,13 @@ def read_claims(headers: Headers, address: Address) -> Claims:
 
     """
     content_type = headers.get("content-type")
-    encoding = headers.get("content-encoding", "identity").strip().lower()
-    if encoding != "identity" or (content_type or "").lower().startswith(_REFUSED_TYPES):
+    if _is_encoded(headers) or (content_type or "").lower().startswith(_REFUSED_TYPES):
         raise Problem(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
             "unsupported-media-type",
-            "Send the recording's bytes as they are: no form, no multipart, no Content-Encoding.",
+            "Send the recording's bytes as they are: no form, no multipart, no encoding.",
         )
-    sha256 = headers.get("x-recording-sha256")
+    sha256 = _one(headers, "X-Recording-Sha256")
     if sha256 is not None and not _SHA256.fullmatch(sha256.lower()):
         raise RefuseError("64 hex digits are expected", field="X-Recording-Sha256")
     source = Source(
@@ -87,8 +87,23 @@ def declared_length(headers: Headers) -> int | None:
     return int(text)
 
 
+def _one(headers: Headers, name: str) -> str | None:
+    """Get a header that may stand once. Two senders on the way must not read two different claims."""
+    values = headers.getlist(name)
+    if len(values) > 1:
+        raise RefuseError("this header may stand once only", field=name)
+    return values[0] if values else None
+
+
+def _is_encoded(headers: Headers) -> bool:
+    """Tell whether the bytes that come are not the recording's own: nothing is unpacked here."""
+    codings = {"content-encoding": "identity", "transfer-encoding": "chunked"}
+    given = ((plain, value) for name, plain in codings.items() for value in headers.getlist(name))
+    return any(value.strip().lower() != plain for plain, value in given)
+
+
 def _resumes_at(headers: Headers) -> int | None:
-    text = headers.get("content-range")
+    text = _one(headers, "Content-Range")
     if text is None:
         return None
     match = _RANGE.fullmatch(text.strip())
@@ -101,7 +116,7 @@ def _resumes_at(headers: Headers) -> int | None:
 
 
 def _source_id(headers: Headers, address: Address) -> str:
-    key = headers.get("idempotency-key")
+    key = _one(headers, "Idempotency-Key")
     if key is None:
         return address.source_id
     if not key or len(key) > _LONGEST or not key.isprintable():
@@ -110,7 +125,7 @@ def _source_id(headers: Headers, address: Address) -> str:
 
 
 def _time(headers: Headers, name: str) -> datetime | None:
-    text = headers.get(name)
+    text = _one(headers, name)
     if text is None:
         return None
     try:

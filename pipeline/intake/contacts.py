@@ -18,12 +18,15 @@ from uuid import uuid5
 
 from pipeline.events import ChatMessage, ContactEvent, Incoming, OtherEvent, RecordingStarted, RecordingStopped
 from pipeline.ids import InstanceId, Kind, RecordingId
+from pipeline.intake.awaited import Awaited
 
 MAX_CONTACTS = 20_000
 """About 1 KB each."""
 MAX_EXPECTED = 100
 """Recordings expected of one contact; the first announced is forgotten first."""
 
+_LAST = frozenset({"COMPLETED", "DISCONNECTED"})
+"""Contact events after which no more is recorded."""
 _OBJECT_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,255}")
 _UNDATED = datetime.min.replace(tzinfo=UTC)
 
@@ -104,6 +107,8 @@ class ContactTable:
         self._new_recording = new_recording
         self._limit = limit
         self._entries: OrderedDict[tuple[InstanceId, str], _Entry] = OrderedDict()
+        self.awaited = Awaited()
+        """What was announced and has not come; remembered when its contact is forgotten."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -113,8 +118,20 @@ class ContactTable:
         entry = self._entries.get((instance_id, contact))
         return None if entry is None else entry.contact
 
-    def merge(self, instance_id: InstanceId, event: Incoming) -> ContactChange | None:
-        """Take an event of `instance_id`, whatever instance it claims; `None` if it is of no contact."""
+    def expected(self, instance_id: InstanceId, contact: str, kind: Kind, source_id: str | None) -> RecordingId | None:
+        """Find the id that was given to an announced recording; `source_id` None is any of that kind."""
+        known = self.get(instance_id, contact)
+        for each in () if known is None else known.expected:
+            if each.kind is kind and source_id in {None, each.source_id}:
+                return each.recording_id
+        awaited = self.awaited.find(instance_id, contact, kind, source_id)
+        return None if awaited is None else awaited.announced.recording_id
+
+    def merge(self, instance_id: InstanceId, event: Incoming, heard: datetime | None = None) -> ContactChange | None:
+        """Take an event of `instance_id`, whatever instance it claims; `None` if it is of no contact.
+
+        `heard` is when it arrived, if that was not just now.
+        """
         if isinstance(event, OtherEvent):
             return None
         entry = self._entry(instance_id, event.contact)
@@ -122,11 +139,15 @@ class ContactTable:
         _set_newest(entry, mark, {"initial_contact": event.initial_contact})
         match event:
             case ContactEvent():
+                if event.event_type in _LAST or event.disconnected is not None:
+                    self.awaited.end(instance_id, event.contact, heard)
                 return _merge_contact_event(entry, mark, event)
             case RecordingStarted():
-                return self._merge_recording(entry, event, start=event.start or event.time)
+                return self._merge_recording(entry, event, heard, start=event.start or event.time)
             case RecordingStopped():
-                return self._merge_recording(entry, event, end=event.end or event.time)
+                change = self._merge_recording(entry, event, heard, end=event.end or event.time)
+                self.awaited.end(instance_id, event.contact, heard, event.source_id)
+                return change
             case ChatMessage():
                 return ContactChange(contact=entry.contact)
 
@@ -144,13 +165,20 @@ class ContactTable:
         self,
         entry: _Entry,
         event: RecordingStarted | RecordingStopped,
+        heard: datetime | None,
         *,
         start: datetime | None = None,
         end: datetime | None = None,
     ) -> ContactChange:
         """Add what is new. Of several starts the earliest counts, of several ends the latest."""
         before = entry.contact.expectation(event.kind, event.source_id)
-        known = before or Expected(event.kind, event.source_id, self._new_recording())
+        # One that is awaited is known, also if its contact was forgotten.
+        awaited = self.awaited.find(entry.contact.instance_id, entry.contact.contact, event.kind, event.source_id)
+        known = before or Expected(
+            event.kind,
+            event.source_id,
+            self._new_recording() if awaited is None else awaited.announced.recording_id,
+        )
         after = replace(
             known,
             start=min(filter(None, (known.start, start)), default=None),
@@ -159,11 +187,18 @@ class ContactTable:
         if after != before:
             others = tuple(each for each in entry.contact.expected if each is not before)
             entry.contact = replace(entry.contact, expected=(*others, after)[-MAX_EXPECTED:])
+        if before is None:
+            self._await(entry.contact, after, heard)
         return ContactChange(
             contact=entry.contact,
-            announced=after if before is None else None,
+            announced=after if before is None and awaited is None else None,
             stopped=after if after.end is not None and known.end is None else None,
         )
+
+    def _await(self, contact: Contact, expected: Expected, heard: datetime | None) -> None:
+        self.awaited.announce(contact.instance_id, contact.contact, expected, heard)
+        if contact.completed or contact.ended is not None:
+            self.awaited.end(contact.instance_id, contact.contact, heard)
 
 
 def _merge_contact_event(entry: _Entry, mark: Mark, event: ContactEvent) -> ContactChange:

@@ -21,6 +21,7 @@ from pipeline.intake.contacts import Contact, ContactChange, ContactTable, Expec
 from pipeline.intake.journal import Journal, JournalEntry
 from pipeline.intake.replay import Replay
 from pipeline.interim.logs import LogLine
+from pipeline.interim.room import Room
 from pipeline.status import Facts, Status
 from pipeline.tenants import Tenant
 from pipeline.trail import Subject, Trail
@@ -41,12 +42,14 @@ class EventIntake:
     def __init__(
         self,
         *,
+        room: Room,
         journal: Journal,
         chats: Chats,
         contacts: ContactTable,
         replay: Replay,
         trail: Trail,
     ) -> None:
+        self._room = room
         self._journal = journal
         self._chats = chats
         self._contacts = contacts
@@ -63,6 +66,7 @@ class EventIntake:
             DeferError: send them again.
 
         """
+        self._room.check(tenant.instance.instance_id, len(body))
         incoming = parse(body)
         for index, event in enumerate(incoming):
             if event.instance_id not in {None, tenant.instance.instance_id}:

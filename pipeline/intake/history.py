@@ -1,6 +1,6 @@
 """What is already held of a source: the answers that were given, and bytes that a new body may contain."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 from uuid import UUID
@@ -9,7 +9,7 @@ import anyio.to_thread
 import msgspec
 
 from pipeline.errors import SegmentForgedError, StoreIoError
-from pipeline.ids import RecordingId
+from pipeline.ids import ArtifactId, RecordingId
 from pipeline.intake.reception import Answer, Reception
 from pipeline.interim.reader import ArtifactReader
 from pipeline.interim.states import ArtifactName, State
@@ -64,7 +64,7 @@ class History:
         if name.state is State.DELIVERED:
             try:
                 facts = msgspec.json.decode(self._store.receipt(name), type=_ReceiptFacts)
-            except (msgspec.MsgspecError, UnicodeDecodeError):
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 raise SegmentForgedError("a receipt is damaged; its recording is delivered") from None
             return Answer(
                 str(facts.recording_id), str(facts.artifact_id), facts.generation, facts.size_bytes, facts.sha256
@@ -80,9 +80,38 @@ class History:
             manifest.object.sha256,
         )
 
-    async def recording_id(self, tenant: Tenant, name: ArtifactName) -> RecordingId:
-        """Tell which recording an artifact is a generation of."""
-        return await following(self._store, name, partial(self._recording_id, tenant))
+    async def recording_of(
+        self, tenant: Tenant, tags: Sequence[str], in_memory: Callable[[ArtifactId], Reception | None]
+    ) -> RecordingId | None:
+        """Find the recording that the generations of a source are of; None if there is none.
+
+        Raises:
+            StoreIoError: one that is there can't be read now.
+            KeyUnavailableError, KeyBusyError: its data key can't be had now.
+
+        """
+        while earlier := self._store.index.generations(tenant.instance.instance_id, tags):
+            try:
+                return await self._recording_among(tenant, earlier, in_memory)
+            except StoreIoError:
+                if all(self._store.index.get(name.artifact_id) is not None for name in earlier):
+                    raise
+                # One was dropped while it was looked at: its bytes are in another.
+        return None
+
+    async def _recording_among(
+        self, tenant: Tenant, earlier: list[ArtifactName], in_memory: Callable[[ArtifactId], Reception | None]
+    ) -> RecordingId:
+        """Ask each generation in turn. A damaged one does not stop a new one."""
+        for name in earlier:
+            reception = in_memory(name.artifact_id)
+            if reception is not None:
+                return reception.recording_id
+            try:
+                return await following(self._store, name, partial(self._recording_id, tenant))
+            except SegmentForgedError:
+                continue
+        return RecordingId(earlier[0].artifact_id)
 
     async def _recording_id(self, tenant: Tenant, name: ArtifactName) -> RecordingId:
         answer = await self._answer(tenant, name)

@@ -1,4 +1,4 @@
-"""The HTTP intake: `PUT` and `HEAD` of recordings, `POST` of events, and two health pages.
+"""The HTTP intake: `PUT` and `HEAD` of recordings, `POST` of events, and two health pages that anybody may read.
 
 Bodies are read from `receive` as they come and never spooled. 2xx is sent only when what it stands for is durable. A
 body that breaks off gets no answer: its artifact stays open, and `HEAD` tells where to go on.
@@ -6,10 +6,11 @@ body that breaks off gets no answer: its artifact stays open, and `HEAD` tells w
 
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any, Protocol
 
 import anyio
 import msgspec
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -29,6 +30,23 @@ from pipeline.tenants import Tenant, Tenants
 _DISCONNECT = "http.disconnect"
 
 
+class HealthReport(Protocol):
+    """What the service says of itself. Nothing in it is anybody's."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether recordings may be sent here."""
+        ...
+
+    def text(self) -> str:
+        """Tell it line by line."""
+        ...
+
+    def document(self) -> dict[str, Any]:
+        """Tell it as JSON."""
+        ...
+
+
 class HttpIntake:
     """The ASGI application."""
 
@@ -42,6 +60,7 @@ class HttpIntake:
         limits: RateLimit,
         clock: Clock,
         is_ready: Callable[[], bool],
+        report: Callable[[], HealthReport],
     ) -> None:
         self._settings = settings
         self._tenants = tenants
@@ -50,6 +69,7 @@ class HttpIntake:
         self._limits = limits
         self._clock = clock
         self._is_ready = is_ready
+        self._report = report
         self.stopping = False
         """Set by the service when it goes down: what is in hand may end, nothing new begins."""
 
@@ -71,7 +91,7 @@ class HttpIntake:
     async def _answer(self, scope: Scope, receive: Receive) -> Response | None:
         path, method = scope["path"], scope["method"]
         if method in {"GET", "HEAD"} and path in {"/livez", "/readyz"}:
-            return self._health(path)
+            return self._health(scope)
         headers = Headers(scope=scope)
         token = token_of(headers.get("authorization"))
         tenant = self._tenants[bearer(token, self._tenants.instances())]
@@ -96,10 +116,18 @@ class HttpIntake:
                     HTTPStatus.METHOD_NOT_ALLOWED, "method", "PUT or HEAD only.", headers={"Allow": "PUT, HEAD"}
                 )
 
-    def _health(self, path: str) -> Response:
-        if path == "/livez" or (self._is_ready() and not self.stopping):
+    def _health(self, scope: Scope) -> Response:
+        """Answer for a load balancer by the status, for a person line by line, for a program as JSON."""
+        if scope["path"] == "/livez":
             return PlainTextResponse("ok\n")
-        return PlainTextResponse("not ready\n", HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "1"})
+        report = self._report()
+        status = HTTPStatus.OK if report.is_ready else HTTPStatus.SERVICE_UNAVAILABLE
+        headers = {"Cache-Control": "no-store"} | ({} if report.is_ready else {"Retry-After": "1"})
+        if "application/json" in Headers(scope=scope).get("accept", ""):
+            return Response(msgspec.json.encode(report.document()), status, headers, "application/json")
+        if "verbose" in QueryParams(scope["query_string"]):
+            return PlainTextResponse(report.text(), status, headers)
+        return PlainTextResponse("ok\n" if report.is_ready else "not ready\n", status, headers)
 
     # --- recordings
 

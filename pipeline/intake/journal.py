@@ -5,10 +5,11 @@ One file per instance, UTC day, data key and run of the service, in the artifact
 is simply where that file ends.
 """
 
+import contextlib
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from uuid import UUID
 
 import anyio
@@ -31,9 +32,8 @@ log = structlog.get_logger()
 EVENT = "event"
 """Type of a journal record."""
 REPLAYED_DAYS = 2
-"""Contacts last hours; older files are kept for people, not for the service."""
+"""Before the newest day that there is. Contacts last hours; older files are kept for people, not for the service."""
 _NAME = re.compile(r"[0-9a-f]{32}\.([0-9a-f]{32})\.journal")
-_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 class JournalEntry(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -41,6 +41,15 @@ class JournalEntry(msgspec.Struct, frozen=True, omit_defaults=True, rename="came
 
     event: msgspec.Raw
     recording_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """A journal entry as it is read again."""
+
+    entry: JournalEntry
+    arrived: datetime | None
+    """When it was taken."""
 
 
 @dataclass(slots=True)
@@ -84,8 +93,8 @@ class Journal:
             await self._commits.commit(Commit(handles=(file.handle,), directories=directories, lines=tuple(lines)))
             if file.broken:
                 # Another sync of this file failed first: that this one did not proves nothing.
-                raise StoreIoError("the disk refused a sync; send the events again")
-        except PipelineError:
+                raise StoreIoError("the disk refused a sync; send the events again")  # noqa: TRY301
+        except BaseException:
             # What came after a failed write could not be read back: the next event begins a new file.
             file.broken = True
             if self._open.get(instance_id) is file:
@@ -96,36 +105,37 @@ class Journal:
             self._close_unused(instance_id, file)
         file.synced = True
 
-    async def replay(self, tenant: Tenant) -> AsyncIterator[JournalEntry]:
+    async def replay(self, tenant: Tenant) -> AsyncIterator[Replayed]:
         """Give the events of the last days, oldest file first; a file that is damaged gives what precedes the damage.
 
         Raises:
             KeyUnavailableError, KeyBusyError: they can't be opened now.
 
         """
-        today = self._clock.now().date()
         folder = f"{self._root}/{tenant.instance.instance_id}"
-        for age in range(REPLAYED_DAYS, -1, -1):
-            directory = f"{folder}/{today - timedelta(days=age)}"
+        for day in await anyio.to_thread.run_sync(self._last_days, folder):
+            directory = f"{folder}/{day}"
             for name in sorted(await anyio.to_thread.run_sync(self._files.names, directory)):
                 match = _NAME.fullmatch(name)
                 key = await self._key(tenant, KeyId(UUID(hex=match[1]))) if match else None
                 if key is None:
                     continue
-                for record in await anyio.to_thread.run_sync(self._read, f"{directory}/{name}", tenant, key):
-                    yield msgspec.json.decode(record.data, type=JournalEntry)
+                with contextlib.closing(self._read(f"{directory}/{name}", tenant, key)) as segments:
+                    while (segment := await anyio.to_thread.run_sync(next, segments, None)) is not None:
+                        for replayed in filter(None, map(_replayed, segment)):
+                            yield replayed
 
-    def sweep(self, instance_id: InstanceId, days: int) -> int:
-        """Remove files older than `days`; give their number."""
-        oldest = self._clock.now().date() - timedelta(days=days)
+    def sweep(self, instance_id: InstanceId, oldest: date) -> int:
+        """Remove the files of days before `oldest`; give their number."""
         removed = 0
         folder = f"{self._root}/{instance_id}"
-        for day in self._files.names(folder):
-            if not _DAY.fullmatch(day) or day >= oldest.isoformat():
+        for text in self._files.names(folder):
+            day = _day(text)
+            if day is None or day >= oldest:
                 continue
-            for name in self._files.names(f"{folder}/{day}"):
+            for name in self._files.names(f"{folder}/{text}"):
                 if _NAME.fullmatch(name):
-                    self._files.unlink(f"{folder}/{day}/{name}")
+                    self._files.unlink(f"{folder}/{text}/{name}")
                     removed += 1
         return removed
 
@@ -175,38 +185,61 @@ class Journal:
                 raise
             return None
 
-    def _read(self, path: str, tenant: Tenant, key: DataKey) -> list[Record]:
+    def _last_days(self, folder: str) -> list[str]:
+        """Name the days to read: counted from the newest, or from today if that is earlier, as after a clock's jump."""
+        days = sorted(day for text in self._files.names(folder) if (day := _day(text)) is not None)
+        if not days:
+            return []
+        first = min(days[-1], self._clock.now().date()) - timedelta(days=REPLAYED_DAYS)
+        return [str(day) for day in days if day >= first]
+
+    def _read(self, path: str, tenant: Tenant, key: DataKey) -> Generator[list[Record]]:
+        """Give a file's records, segment by segment, as far as they can be read."""
         try:
             handle = self._files.open(path)
         except (FileNotFoundError, StoreIoError):
-            return []
+            return
         try:
             raw = self._files.read(handle, 0, HEADER_SIZE)
             header = Header.parse(raw)
-            if (header.kind, header.instance_id) != (Kind.JOURNAL, tenant.instance.instance_id):
-                return []
-            return self._records(handle, Opener(key, raw))
-        except (SegmentForgedError, StoreIoError):
-            return []
+            if (header.kind, header.instance_id) == (Kind.JOURNAL, tenant.instance.instance_id):
+                yield from self._records(handle, Opener(key, raw))
+            else:
+                log.warning("journal.foreign", file=path.rpartition("/")[2])
+        except (SegmentForgedError, StoreIoError) as error:
+            # A torn tail is how a crash leaves a file; whatever it is, what precedes it counts.
+            log.warning("journal.ends_early", file=path.rpartition("/")[2], reason=error.reason, detail=str(error))
         finally:
             self._files.close(handle)
 
-    def _records(self, handle: int, opener: Opener) -> list[Record]:
-        found: list[Record] = []
+    def _records(self, handle: int, opener: Opener) -> Iterator[list[Record]]:
         size, at = self._files.size(handle), HEADER_SIZE
         entry: Entry | None = None
         while at < size:
-            try:
-                entry = next_entry(entry, self._files.read(handle, at, FRAME_PREFIX), size)
-                sealed = self._files.read(handle, entry.position, entry.frame.sealed_size)
-                found += decode_records(opener.open(entry.frame, entry.index, entry.media_offset, sealed))
-            except SegmentForgedError:
-                break
-            except StoreIoError as error:
-                log.warning("journal.unreadable", reason=error.reason)
-                break
+            entry = next_entry(entry, self._files.read(handle, at, FRAME_PREFIX), size)
+            sealed = self._files.read(handle, entry.position, entry.frame.sealed_size)
+            yield decode_records(opener.open(entry.frame, entry.index, entry.media_offset, sealed))
             at = entry.end
-        return found
+
+
+def _day(text: str) -> date | None:
+    """Read a folder's name; None if it is none of ours."""
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        return None
+    return day if str(day) == text else None
+
+
+def _replayed(record: Record) -> Replayed | None:
+    """Read one record; None for what a newer version may have written beside the events."""
+    if record.type != EVENT:
+        return None
+    try:
+        return Replayed(msgspec.json.decode(record.data, type=JournalEntry), record.arrived)
+    except msgspec.ValidationError:
+        log.warning("journal.not_replayed", reason="not an event of this version")
+        return None
 
 
 def _batches(entries: Sequence[JournalEntry], clock: Clock) -> list[bytes]:

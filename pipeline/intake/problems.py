@@ -9,7 +9,15 @@ from http import HTTPStatus
 import msgspec
 from starlette.responses import Response
 
-from pipeline.errors import DeferError, HoldError, PipelineError, RefuseError, StoppingError, StoreFullError
+from pipeline.errors import (
+    DeferError,
+    HoldError,
+    PipelineError,
+    RefuseError,
+    StoppingError,
+    StoreFullError,
+    VolumeFailedError,
+)
 
 
 class Problem(Exception):  # noqa: N818  # it is an answer
@@ -74,7 +82,7 @@ def of(error: PipelineError) -> Problem:
     match error:
         case StoreFullError():
             return Problem(HTTPStatus.INSUFFICIENT_STORAGE, error.reason, str(error), headers={"Retry-After": "30"})
-        case StoppingError():
+        case StoppingError() | VolumeFailedError():
             return _unavailable(error, 5)
         case HoldError():
             return _unavailable(error, 30, str(error.code))

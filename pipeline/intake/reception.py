@@ -49,9 +49,9 @@ class Reception:
     """Segment 0, as it was written."""
     tags: tuple[str, ...]
     created: datetime
-    check: MediaCheck
     touched: float
     """When its source last sent something (monotonic)."""
+    check: MediaCheck = field(default_factory=MediaCheck)
     attached: bool = True
     ended: datetime | None = None
     """As the source stated it."""

@@ -15,14 +15,23 @@ import structlog
 
 from pipeline.crypt.contents import Head, Manifest, encode_head
 from pipeline.delivery.media import MediaCheck
-from pipeline.errors import PipelineError, RefuseError, SegmentForgedError, StoppingError, WriterClosedError
+from pipeline.errors import (
+    KeyBusyError,
+    KeyUnavailableError,
+    PipelineError,
+    RefuseError,
+    SegmentForgedError,
+    StoppingError,
+    WriterClosedError,
+)
 from pipeline.ids import ArtifactId, InstanceId, Kind, RecordingId, new_artifact_id
+from pipeline.intake.awaited import MISSING_SEQUENCE
 from pipeline.intake.contacts import Contact, ContactTable, object_contact
 from pipeline.intake.history import History
 from pipeline.intake.moves import Moves
 from pipeline.intake.reception import Answer, Reception, Source
 from pipeline.intake.replay import Replay
-from pipeline.intake.sealing import copy_rendition, manifest_of
+from pipeline.intake.sealing import copy_rendition, facts_of, manifest_of
 from pipeline.interim.states import ArtifactName, State
 from pipeline.interim.store import InterimStore
 from pipeline.interim.writer import ArtifactWriter
@@ -86,12 +95,11 @@ class Recorder:
         key = await ring.active()
         tags = tuple(await ring.tags(source.kind, source.source_id))
         instance_id = tenant.instance.instance_id
-        known = None
-        if earlier := self._store.index.generations(instance_id, tags):
-            known = await self._recording_of(tenant, earlier)
+        known = await self._history.recording_of(tenant, tags, self._receptions.get)
         # From here to the new name in the index nothing waits: two bodies never become the same generation.
         earlier = self._store.index.generations(instance_id, tags)
-        expected = self._expected(tenant, source)
+        given_up = self._contacts.awaited.given_up(instance_id, tags)
+        expected = given_up or self._expected(tenant, source)
         created = self._clock.now()
         artifact_id = new_artifact_id(created)
         recording_id = known or expected or RecordingId(artifact_id)
@@ -112,7 +120,7 @@ class Recorder:
             key_id=key.key_id,
             tag=tags[0],
             generation=max((name.generation for name in earlier), default=0) + 1,
-            sequence=1,
+            sequence=1 if given_up is None else MISSING_SEQUENCE,
             state=State.OPEN,
         )
         writer = self._store.create(name, key, created, encode_head(head))
@@ -171,7 +179,8 @@ class Recorder:
     async def _recovered(self, tenant: Tenant, name: ArtifactName) -> Reception | None:
         try:
             key = await tenant.ring.sealing(name.key_id)
-            found = await self._store.recover(name, key)
+            check = MediaCheck()
+            found = await self._store.recover(name, key, check.feed)
         except SegmentForgedError as error:
             await self._moves.reject(tenant, name, error)
             return None
@@ -181,13 +190,13 @@ class Recorder:
         writer, recovered = found
         tags = tuple(await tenant.ring.tags(name.kind, recovered.head.source_id))
         reception = self._remember(tenant, writer, recovered.head, tags, recovered.created)
-        reception.attached = False
+        reception.attached, reception.check = False, check
         # Log lines become durable after the bytes they go with: only a later sync proves that they were.
         reception.told = name.generation == 1 and recovered.vouched > 0
-        reception.check.feed(recovered.first)
         if recovered.manifest is not None:
             self.forget(reception)
             await self._moves.finish_seal(reception, recovered.manifest)
+            self._came(reception)
             return None
         return reception
 
@@ -249,6 +258,27 @@ class Recorder:
     async def refuse(self, reception: Reception) -> None:
         """Drop a body that is over its limit, and say so."""
         await self.drop(reception, "too-large", Failure(FailureCode.SOURCE_REJECTED, "over the instance's size limit"))
+        self._came(reception)  # and was judged: it is not missing
+
+    async def seal_silent(self, reception: Reception) -> None:
+        """Seal media whose source fell silent, unless the same bytes are held already.
+
+        Where another unfinished body goes on from them, they wait until that one is sealed, which takes their place.
+        """
+        await reception.writer.conclude()
+        async with self._source_lock(reception):
+            generation = reception.name.generation
+            try:
+                unfinished = await self._unfinished_before(reception)  # first, as in `finish`
+                if await self._repeated(reception) is not None:
+                    await self.drop(reception, "repeat")
+                    return
+                if await self._goes_on(reception, unfinished):
+                    return
+                generation = await self._absorb(reception, unfinished)
+            except (KeyUnavailableError, KeyBusyError) as error:  # rather twice than not at all
+                log.warning("intake.not_compared", artifact=str(reception.name.artifact_id), reason=error.reason)
+            await self.seal_copy(reception, "recovered", generation)
 
     async def seal_copy(
         self, reception: Reception, ending: Literal["complete", "recovered"], generation: int
@@ -256,11 +286,14 @@ class Recorder:
         """Seal media as they came."""
         await reception.writer.conclude()
         digests = reception.writer.digests
-        verdict = reception.check.verdict(digests.size_bytes)
+        contact = self.contact_of(reception)
+        verdict = reception.check.verdict(
+            digests.size_bytes, reception.head.content_type, facts_of(reception, contact).duration
+        )
         manifest = manifest_of(
             reception,
             copy_rendition(digests, verdict.content_type, verdict.extension),
-            contact=self.contact_of(reception),
+            contact=contact,
             generation=generation,
             ending=ending,
             quality=verdict.flags,
@@ -271,7 +304,9 @@ class Recorder:
         """Write the manifest and carry out the move. If that fails the artifact is open still, and recovered later."""
         async with self._artifact_lock(reception.name):
             self._take(reception)
-            return await self._moves.seal(reception, manifest)
+            answer = await self._moves.seal(reception, manifest)
+            self._came(reception)
+            return answer
 
     async def drop(self, reception: Reception, why: str, failure: Failure | None = None) -> None:
         """Remove an open artifact whose bytes are held elsewhere, or were never acknowledged."""
@@ -309,6 +344,11 @@ class Recorder:
             raise WriterClosedError("this recording was taken over meanwhile; ask for its offset and go on from there")
         self.forget(reception)
 
+    def _came(self, reception: Reception) -> None:
+        source_id = reception.head.source_id
+        source = None if source_id.startswith(TRANSCRIPT) else source_id
+        self._contacts.awaited.came(reception.name.instance_id, reception.contact, reception.name.kind, source)
+
     def _in_memory(self, name: ArtifactName) -> Reception | None:
         reception = self._receptions.get(name.artifact_id)
         if reception is not None and reception.writer.is_broken:
@@ -329,7 +369,6 @@ class Recorder:
             head=head,
             tags=tags,
             created=created,
-            check=MediaCheck(head.content_type),
             touched=self._clock.monotonic(),
         )
         self._receptions[reception.name.artifact_id] = reception
@@ -342,25 +381,8 @@ class Recorder:
 
     def _expected(self, tenant: Tenant, source: Source) -> RecordingId | None:
         """Find the id that was given out when an event announced this recording. A chat's events name no source."""
-        contact = self._contacts.get(tenant.instance.instance_id, source.contact)
-        if contact is None:
-            return None
-        if source.source_id.startswith(TRANSCRIPT):
-            return next((each.recording_id for each in contact.expected if each.kind is Kind.CHAT), None)
-        expected = contact.expectation(source.kind, source.source_id)
-        return expected.recording_id if expected else None
-
-    async def _recording_of(self, tenant: Tenant, earlier: list[ArtifactName]) -> RecordingId:
-        """Find the recording that earlier generations are of. A damaged one does not stop a new one."""
-        for name in earlier:
-            reception = self._receptions.get(name.artifact_id)
-            if reception is not None:
-                return reception.recording_id
-            try:
-                return await self._history.recording_id(tenant, name)
-            except SegmentForgedError:
-                continue
-        return RecordingId(earlier[0].artifact_id)
+        source_id = None if source.source_id.startswith(TRANSCRIPT) else source.source_id
+        return self._contacts.expected(tenant.instance.instance_id, source.contact, source.kind, source_id)
 
     async def unfinished(self, tenant: Tenant, kind: Kind, source_id: str) -> Reception | None:
         """Bring the newest unfinished body of a source into memory."""
@@ -391,6 +413,14 @@ class Recorder:
             if answer is not None and answer.sha256 == digests.sha256:
                 return answer
         return None
+
+    async def _goes_on(self, reception: Reception, unfinished: list[Reception]) -> bool:
+        """Tell whether a longer unfinished body begins with this one."""
+        size = reception.writer.digests.size_bytes
+        for other in unfinished:
+            if other.writer.digests.size_bytes > size and await self._history.contains(other, reception):
+                return True
+        return False
 
     async def _unfinished_before(self, reception: Reception) -> list[Reception]:
         """Bring the other unfinished bodies of the same source into memory."""

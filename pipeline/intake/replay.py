@@ -4,17 +4,21 @@ from collections import defaultdict
 from uuid import UUID
 
 import anyio
+import anyio.lowlevel
 import structlog
 
 from pipeline.errors import RefuseError
 from pipeline.events import parse
 from pipeline.ids import InstanceId, RecordingId, new_artifact_id
 from pipeline.intake.contacts import ContactTable
-from pipeline.intake.journal import Journal
+from pipeline.intake.journal import Journal, Replayed
 from pipeline.ports import Clock
 from pipeline.tenants import Tenant
 
 log = structlog.get_logger()
+
+_BREATH = 50
+"""Events between two pauses for everything else."""
 
 
 class RecordingNames:
@@ -40,6 +44,10 @@ class Replay:
         self._done: set[InstanceId] = set()
         self._locks: defaultdict[InstanceId, anyio.Lock] = defaultdict(anyio.Lock)
 
+    def is_done(self, tenant: Tenant) -> bool:
+        """Tell whether this instance's contacts are known."""
+        return tenant.instance.instance_id in self._done
+
     async def done(self, tenant: Tenant) -> None:
         """Wait until this instance's contacts are known.
 
@@ -54,19 +62,21 @@ class Replay:
             if instance_id in self._done:
                 return
             count = 0
-            async for entry in self._journal.replay(tenant):
-                recording = None if entry.recording_id is None else RecordingId(UUID(entry.recording_id))
-                self._merge(instance_id, bytes(entry.event), recording)
+            async for replayed in self._journal.replay(tenant):
+                self._merge(instance_id, replayed)
                 count += 1
+                if count % _BREATH == 0:
+                    await anyio.lowlevel.checkpoint()
             self._done.add(instance_id)
         if count:
             log.info("journal.replayed", instance=str(instance_id), events=count)
 
-    def _merge(self, instance_id: InstanceId, raw: bytes, recording: RecordingId | None) -> None:
-        self._names.next = recording
+    def _merge(self, instance_id: InstanceId, replayed: Replayed) -> None:
+        known = replayed.entry.recording_id
+        self._names.next = None if known is None else RecordingId(UUID(known))
         try:
-            for event in parse(raw):
-                self._contacts.merge(instance_id, event)
+            for event in parse(bytes(replayed.entry.event)):
+                self._contacts.merge(instance_id, event, replayed.arrived)
         except RefuseError as error:
             # It was taken once; what is known of one contact is not worth more than all that comes in.
             log.warning("journal.not_replayed", instance=str(instance_id), field=error.field)

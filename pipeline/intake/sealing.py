@@ -1,6 +1,7 @@
 """What stands at the end of an artifact: its manifest, and with it the object keys it may take. Pure."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Literal
 
@@ -14,6 +15,10 @@ from pipeline.status import Facts, Quality
 
 COPY = "copy/1"
 """The renderer that gives the media as they came."""
+CANARY = "\x00canary/"
+"""Begins the source id of a recording that the service made itself. None from outside begins so."""
+CANARY_PREFIX = "canary"
+"""Where those lie in the bucket, instead of below the instance's prefix."""
 
 
 def copy_rendition(digests: Digests, content_type: str, extension: str) -> Rendition:
@@ -45,6 +50,8 @@ def manifest_of(
 
     """
     storage = reception.tenant.instance.storage[reception.name.kind]
+    if reception.head.source_id.startswith(CANARY):
+        storage = replace(storage, prefix=CANARY_PREFIX)
     facts = facts_of(reception, contact)
     flags = {*quality, *((Quality.RECOVERED,) if ending == "recovered" else ())}
     tally = reception.writer.tally

@@ -116,7 +116,7 @@ class Sweep:
         elif reception.is_empty:
             await self._recorder.drop(reception, "empty")
         else:
-            await self._recorder.seal_copy(reception, "recovered", reception.name.generation)
+            await self._recorder.seal_silent(reception)
 
     async def _reopen(self, name: ArtifactName) -> None:
         tenant = self._tenants.get(name.instance_id)

@@ -1,10 +1,14 @@
 """What the store holds, in memory: built from names at start, kept by every move after it."""
 
+import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 from pipeline.ids import ArtifactId, InstanceId
 from pipeline.interim.states import ArtifactName, State
+
+_STALE = 1_000
+"""Entries of the heap that are left in it though they wait no longer."""
 
 
 class Index:
@@ -15,6 +19,11 @@ class Index:
         self._open: dict[ArtifactId, ArtifactName] = {}
         self._sources: dict[tuple[InstanceId, str], list[ArtifactId]] = defaultdict(list)
         self._standing: Counter[State] = Counter()
+        self._held: Counter[InstanceId] = Counter()
+        self._waiting: list[ArtifactId] = []
+        """A heap of those that wait for delivery; some of them no longer do."""
+        self._grown: dict[ArtifactId, int] = {}
+        """Media of open artifacts, as far as this process took or found them: their names don't say."""
 
     def __len__(self) -> int:
         return len(self._names)
@@ -32,17 +41,20 @@ class Index:
 
     def put(self, name: ArtifactName) -> None:
         """Set or replace an artifact's name."""
-        before = self._names.get(name.artifact_id)
+        before, standing = self._names.get(name.artifact_id), name.standing
         if before is None:
             self._sources[name.instance_id, name.tag].append(name.artifact_id)
         else:
-            self._standing[before.standing] -= 1
-        self._names[name.artifact_id] = name
-        self._standing[name.standing] += 1
-        if name.standing is State.OPEN:
-            self._open[name.artifact_id] = name
-        else:
+            self._forget_size(before)
             self._open.pop(name.artifact_id, None)
+        self._names[name.artifact_id] = name
+        self._standing[standing] += 1
+        if standing is not State.DELIVERED and name.size_bytes:
+            self._held[name.instance_id] += name.size_bytes
+        if standing is State.SEALED:
+            self._wait(name.artifact_id)
+        if standing is State.OPEN:
+            self._open[name.artifact_id] = name
 
     def remove(self, artifact: ArtifactId) -> None:
         """Forget an artifact."""
@@ -50,17 +62,54 @@ class Index:
         if name is None:
             return
         self._open.pop(artifact, None)
-        self._standing[name.standing] -= 1
+        self._forget_size(name)
         siblings = self._sources[name.instance_id, name.tag]
         siblings.remove(artifact)
         if not siblings:
             del self._sources[name.instance_id, name.tag]
 
     def generations(self, instance: InstanceId, tags: Iterable[str]) -> list[ArtifactName]:
-        """Everything held of one source, oldest artifact first."""
+        """Everything held of one source, the first generation first. Ids alone don't tell: a clock may be set back."""
         found = [self._names[artifact] for tag in tags for artifact in self._sources.get((instance, tag), ())]
-        return sorted(found, key=lambda name: name.artifact_id)
+        return sorted(found, key=lambda name: (name.generation, name.artifact_id))
 
     def count(self, standing: State) -> int:
         """How many artifacts stand in a state."""
         return self._standing[standing]
+
+    def oldest_waiting(self) -> ArtifactId | None:
+        """Find what has waited longest for delivery: ids sort by time."""
+        while self._waiting and not self._waits(self._waiting[0]):
+            heapq.heappop(self._waiting)
+        return self._waiting[0] if self._waiting else None
+
+    def held_bytes(self, instance: InstanceId) -> int:
+        """Bytes of an instance that are not delivered; of open artifacts what was taken or found since the start."""
+        return self._held[instance]
+
+    def grow(self, artifact: ArtifactId, size_bytes: int) -> None:
+        """Count media that an open artifact took."""
+        name = self._open[artifact]
+        self._grown[artifact] = self._grown.get(artifact, 0) + size_bytes
+        self._held[name.instance_id] += size_bytes
+
+    def found(self, artifact: ArtifactId, size_bytes: int) -> None:
+        """Set how many media bytes an open artifact has."""
+        self.grow(artifact, size_bytes - self._grown.get(artifact, 0))
+
+    def _forget_size(self, name: ArtifactName) -> None:
+        self._standing[name.standing] -= 1
+        held = self._grown.pop(name.artifact_id, 0)
+        if name.standing is not State.DELIVERED:
+            held += name.size_bytes or 0
+        self._held[name.instance_id] -= held
+
+    def _wait(self, artifact: ArtifactId) -> None:
+        heapq.heappush(self._waiting, artifact)
+        if len(self._waiting) > 2 * self._standing[State.SEALED] + _STALE:
+            self._waiting = [each for each in self._waiting if self._waits(each)]
+            heapq.heapify(self._waiting)
+
+    def _waits(self, artifact: ArtifactId) -> bool:
+        name = self._names.get(artifact)
+        return name is not None and name.is_waiting

@@ -7,7 +7,7 @@ counts: a process that died may have written it without syncing it. Synchronous:
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -20,8 +20,6 @@ from pipeline.interim.states import ArtifactName
 from pipeline.interim.writer import Digests, Tally
 from pipeline.ports import FileSystem
 
-FIRST_BYTES = 64 * 1024
-"""Media from the beginning that is given back, for the checks of its format."""
 _MOST_UNSYNCED = 16 * 1024 * 1024
 """A writer never leaves more than this behind its last sync."""
 _MOST_DAMAGED = 64
@@ -42,7 +40,6 @@ class Recovered:
     """Index of the next segment."""
     digests: Digests
     tally: Tally
-    first: bytes
     created: datetime
     vouched: int = 0
     """The largest synced offset that a segment names: up to there it was acknowledged, log lines included."""
@@ -60,8 +57,17 @@ class _Opened:
         return self.entry.end
 
 
-def recover(files: FileSystem, handle: int, name: ArtifactName, key: DataKey, lost: str) -> Recovered | None:
+def recover(
+    files: FileSystem,
+    handle: int,
+    name: ArtifactName,
+    key: DataKey,
+    lost: str,
+    see: Callable[[bytes], None] = lambda _media: None,
+) -> Recovered | None:
     """Read an open artifact from the front and cut its torn tail, a copy of which goes to the path `lost`.
+
+    All its media are shown to `see`, in order.
 
     Gives None if the file holds nothing that was ever acknowledged (no whole segment 0); it is left as it is.
 
@@ -85,13 +91,12 @@ def recover(files: FileSystem, handle: int, name: ArtifactName, key: DataKey, lo
         index=0,
         digests=Digests(),
         tally=Tally(),
-        first=b"",
         created=Header.parse(header).created,
     )
     last: Entry | None = None
     for opened in _segments(files, handle, opener, size):
         last = opened.entry
-        _take(state, opened)
+        _take(state, opened, see)
     if state.end < size:
         _check_cut(files, handle, opener, last, state.end, size)
     if last is None:
@@ -123,7 +128,7 @@ def renew(files: FileSystem, handle: int, path: str) -> int:
     return copy
 
 
-def _take(state: Recovered, opened: _Opened) -> None:
+def _take(state: Recovered, opened: _Opened, see: Callable[[bytes], None]) -> None:
     kind = opened.entry.frame.type
     if state.index == 0:
         if kind is not SegmentType.EVENT:
@@ -131,7 +136,7 @@ def _take(state: Recovered, opened: _Opened) -> None:
         state.head = decode_head(opened.plaintext)
     if kind is SegmentType.MEDIA:
         state.digests.update(opened.plaintext)
-        state.first += opened.plaintext[: FIRST_BYTES - len(state.first)]
+        see(opened.plaintext)
     state.tally.count(kind, len(opened.plaintext))
     state.vouched = max(state.vouched, opened.entry.frame.durable)
     if kind is SegmentType.MANIFEST:

@@ -8,10 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 from pipeline.errors import SegmentForgedError
 from pipeline.ids import ArtifactId, InstanceId
-from pipeline.interim.states import ArtifactName, State, parse_name
+from pipeline.interim.states import SHARDS, ArtifactName, State, parse_name
 from pipeline.ports import FileSystem
 
-SHARDS = tuple(f"{number:02x}" for number in range(256))
 _UNFINISHED = ".tmp"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -1,11 +1,13 @@
 """One artifact being received: plaintext in, sealed segments on disk, acknowledged by `sync` only.
 
 Any failed write or sync closes the writer for good, since the page cache may lie after it; what was acknowledged is
-safe, and `recovery` finds it. Small segments are sealed inline, since a hop to a thread costs more than the cipher;
-large ones in a thread, together with their hashes and their write. Whatever touches the file holds the lock, closing
-it included: a descriptor that was closed may be another file's by the time it is used.
+safe, and `recovery` finds it. A long body is synced while more of it comes. Small segments are sealed inline, since a
+hop to a thread costs more than the cipher; large ones in a thread, together with their hashes and their write. Whatever
+touches the file holds the lock, closing it included, and a sync under way is waited for before: a descriptor that was
+closed may be another file's by the time it is used.
 """
 
+import contextlib
 import hashlib
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,17 +19,17 @@ from awscrt import checksums
 
 from pipeline.crypt.artifact import FRAME_PREFIX, Sealer
 from pipeline.crypt.segments import SEGMENT_LIMIT, SegmentType, sealed_size
-from pipeline.errors import DeferError, WriterClosedError
+from pipeline.errors import DeferError, PipelineError, WriterClosedError
 from pipeline.ids import ArtifactId
-from pipeline.interim.commit import Commit, GroupCommit
+from pipeline.interim.commit import Commit, GroupCommit, Pending
 from pipeline.interim.logs import LogLine
 from pipeline.interim.states import ArtifactName
 from pipeline.ports import Buffer, FileSystem
 
 INLINE_LIMIT = 256 * 1024
 """Plaintext up to here is sealed on the event loop: 0.1 ms."""
-_SYNC_EVERY = 8 * 1024 * 1024
-"""Unsynced bytes that make a writer sync by itself; recovery counts on never more than 16 MiB."""
+_SYNC_EVERY = 4 * 1024 * 1024
+"""Bytes after which a writer syncs by itself. Twice as many may be unsynced; recovery counts on at most 16 MiB."""
 _SMALL = 16 * 1024
 """Pieces below this are joined while they wait: many tiny ones would take far more memory than their bytes."""
 _OUT_SIZE = FRAME_PREFIX + sealed_size(SEGMENT_LIMIT)
@@ -91,6 +93,15 @@ class OutBuffers:
             self._free.append(buffer)
 
 
+@dataclass(frozen=True, slots=True)
+class _Behind:
+    """A sync under way, and how far the file and the media will be durable with it."""
+
+    pending: Pending
+    end: int
+    taken: int
+
+
 class ArtifactWriter:
     """Appends to one open artifact.
 
@@ -112,7 +123,7 @@ class ArtifactWriter:
         files: FileSystem,
         commits: GroupCommit,
         buffers: OutBuffers,
-        check_room: Callable[[], None],
+        admit: Callable[[int], None],
         on_failure: Callable[[ArtifactId], None],
     ) -> None:
         self.name = name
@@ -128,10 +139,11 @@ class ArtifactWriter:
         self._files = files
         self._commits = commits
         self._buffers = buffers
-        self._check_room = check_room
+        self._admit = admit
         self._on_failure = on_failure
         self._waiting: deque[bytearray | memoryview] = deque()
         self._waiting_bytes = 0
+        self._behind: _Behind | None = None
         self._concluded = False
         self._broken = False
         self._lock = anyio.Lock()
@@ -165,41 +177,43 @@ class ArtifactWriter:
         """Take media. Durable only after `sync`; seals and writes whole segments as they fill.
 
         Raises:
-            StoreFullError: the room kept for what is held would be touched; what was taken can still be synced.
+            StoreFullError, VolumeFailedError: see `Room.check`; the chunk is not taken, what was can still be synced.
             WriterClosedError, StoreIoError: ask for the offset and go on from there.
 
         """
         self._check_open()
+        self._admit(len(chunk))
         self._wait_with(chunk)
         if self._waiting_bytes < SEGMENT_LIMIT:
             return
         async with self._lock:
             self._check_open()
             while self._waiting_bytes >= SEGMENT_LIMIT:
-                self._check_room()
                 await self._write_media(SEGMENT_LIMIT)
-                if self._end - self._synced >= _SYNC_EVERY:
-                    await self._sync()
+                if self._end - (self._behind.end if self._behind else self._synced) >= _SYNC_EVERY:
+                    await self._caught_up()
+                    self._behind = self._sync_begun()
 
     async def append_records(self, kind: SegmentType, records: Sequence[bytes]) -> None:
         """Write each of `records` as a segment of its own, behind the media taken so far."""
         async with self._lock:
             self._check()
             await self._flush()
-            sealed = []
-            for record in records:
-                segment = self._sealer.seal(kind, record, self._synced)
-                self._end += len(segment)
-                self.tally.count(kind, len(record))
-                sealed.append(segment)
-            self._write(sealed)
+            try:
+                self._seal_records(kind, records)
+            except BaseException:  # also of memory: what was counted is not what was written
+                await self._fail()
+                raise
 
     async def sync(self) -> None:
         """Make all that was taken durable. Only now may its source be told so."""
         async with self._lock:
             self._check()
             await self._flush()
-            await self._sync()
+            await self._caught_up()
+            if self._end > self._synced or self.lines:
+                self._behind = self._sync_begun()
+                await self._caught_up()
 
     async def conclude(self) -> None:
         """Write all that was taken, without making it durable; no more media is taken from then on."""
@@ -210,31 +224,40 @@ class ArtifactWriter:
 
     async def finish(self, lines: Sequence[LogLine], rename: tuple[str, str]) -> None:
         """Make all that was written durable, and its new name with it; the file is let go, whatever happens."""
-        async with self._lock:
-            self._check()
-            every = (*self._take_lines(), *lines)
-            try:
-                await self._commit(Commit(handles=(self.handle,), lines=every, renames=(rename,)))
-            finally:
-                self._close()
+        try:
+            async with self._lock:
+                self._check()
+                await self._caught_up()
+                every = (*self._take_lines(), *lines)
+                try:
+                    await self._commits.commit(Commit(handles=(self.handle,), lines=every, renames=(rename,)))
+                except DeferError:
+                    await self._fail()
+                    raise
+        finally:
+            await self.close()
 
     async def close(self) -> None:
         """Let the file go. What was not synced may be lost, and was never acknowledged."""
         with anyio.CancelScope(shield=True):
             async with self._lock:
-                self._close()
+                await self._close()
 
     # --- under the lock
 
-    def _close(self) -> None:
-        if not self._broken:
-            self._broken = True
-            self._files.close(self.handle)
+    async def _close(self) -> None:
+        if self._broken:
+            return
+        self._broken = True
+        if self._behind is not None:  # it uses the descriptor
+            with contextlib.suppress(PipelineError):
+                await self._behind.pending.wait()
+        self._files.close(self.handle)
 
-    def _fail(self) -> None:
+    async def _fail(self) -> None:
         """Close, and let it be known that what was not synced may never be, although it can be read."""
         self._on_failure(self.name.artifact_id)
-        self._close()
+        await self._close()
 
     def _take_lines(self) -> tuple[LogLine, ...]:
         lines, self.lines = tuple(self.lines), []
@@ -253,26 +276,44 @@ class ArtifactWriter:
         while self._waiting_bytes:
             await self._write_media(min(self._waiting_bytes, SEGMENT_LIMIT))
 
-    async def _sync(self) -> None:
-        end, taken = self._end, self.digests.size_bytes
+    def _sync_begun(self) -> _Behind:
         directories = () if self._synced else (self.path.rpartition("/")[0],)
-        await self._commit(Commit(handles=(self.handle,), directories=directories, lines=self._take_lines()))
-        self._synced, self.durable_bytes = end, taken
+        commit = Commit(handles=(self.handle,), directories=directories, lines=self._take_lines())
+        return _Behind(self._commits.submit(commit), self._end, self.digests.size_bytes)
 
-    async def _commit(self, commit: Commit) -> None:
+    async def _caught_up(self) -> None:
+        """Wait for the sync that is under way, if one is."""
+        behind = self._behind
+        if behind is None:
+            return
         try:
-            await self._commits.commit(commit)
+            await behind.pending.wait()
         except DeferError:
-            self._fail()
+            await self._fail()
             raise
+        self._behind = None
+        self._synced, self.durable_bytes = behind.end, behind.taken
 
     async def _write_media(self, size_bytes: int) -> None:
         parts = self._take(size_bytes)
-        if size_bytes <= INLINE_LIMIT:
-            self._seal_media(parts)
-        else:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(self._seal_media, parts)
+        try:
+            if size_bytes <= INLINE_LIMIT:
+                self._seal_media(parts)
+            else:
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(self._seal_media, parts)
+        except BaseException:  # as above
+            await self._fail()
+            raise
+
+    def _seal_records(self, kind: SegmentType, records: Sequence[bytes]) -> None:
+        sealed = []
+        for record in records:
+            segment = self._sealer.seal(kind, record, self._synced)
+            self._end += len(segment)
+            self.tally.count(kind, len(record))
+            sealed.append(segment)
+        self._files.append(self.handle, sealed)
 
     def _seal_media(self, parts: list[memoryview]) -> None:
         for part in parts:
@@ -282,16 +323,9 @@ class ArtifactWriter:
             size = self._sealer.seal_into(SegmentType.MEDIA, parts, self._synced, memoryview(out))
             self._end += size
             self.tally.count(SegmentType.MEDIA, 0)
-            self._write([memoryview(out)[:size]])
+            self._files.append(self.handle, [memoryview(out)[:size]])
         finally:
             self._buffers.release(out)
-
-    def _write(self, sealed: Sequence[Buffer]) -> None:
-        try:
-            self._files.append(self.handle, sealed)
-        except DeferError:
-            self._fail()
-            raise
 
     def _wait_with(self, chunk: bytes) -> None:
         self._waiting_bytes += len(chunk)

@@ -223,7 +223,7 @@ def read_ask(kind: type[AnyAsk], body: bytes) -> AnyAsk:
         )
     except msgspec.ValidationError as error:
         raise _refused(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise KmsRefusalError("SerializationException", "The request body is not a JSON object.") from None
     for name in _NOT_OFFERED:
         if members.get(name):

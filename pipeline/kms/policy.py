@@ -74,7 +74,7 @@ def parse_policy(text: str) -> Policy:
     """
     try:
         document = msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         raise _malformed("The policy is not valid JSON.") from None
     if not isinstance(document, dict) or document.get("Version", "2012-10-17") not in {"2012-10-17", "2008-10-17"}:
         raise _malformed("The policy must be an object of Version 2012-10-17.")

@@ -121,6 +121,18 @@ async def test_get_gives_back_what_was_sealed_and_says_so_in_the_audit_log_first
     assert told[1]["userIdentity"]["type"] == "Command"
 
 
+async def test_ls_tells_the_flags_of_sealed_ones_if_it_is_asked_to_open_them(tmp_path: Path) -> None:
+    async with held(tmp_path) as test:
+        empty = await test.store.hold(ACME, Kind.VOICE, b"RIFF\x04\0\0\0WAVE")
+        chat = await test.store.hold(ACME, Kind.CHAT, b'{"Transcript":[{}]}')
+        result = await test.run("ls", "--flags", "--json")
+        rows = {row["artifactId"]: row for row in map(json.loads, result.stdout.splitlines())}
+        assert rows[str(empty.artifact_id)]["quality"] == ["SUSPECT_EMPTY"]
+        assert {"quality", "problem"}.isdisjoint(rows[str(chat.artifact_id)])
+        assert "quality" not in (await test.run("ls", "--json")).stdout
+        assert "SUSPECT_EMPTY" in (await test.run("ls", "--flags")).stdout
+
+
 async def test_get_gives_a_range_to_a_pipe(tmp_path: Path) -> None:
     async with held(tmp_path) as test:
         name = await test.store.hold(ACME, Kind.VOICE, MEDIA)

@@ -65,7 +65,9 @@ VOUCHED = ARTIFACT.acknowledged[1]
 """Segments of the last batch name it: below it, nothing may be cut."""
 
 
-def recovered(root: Path, raw: bytes) -> tuple[Recovered | None, bytes, list[bytes]]:
+def recovered(
+    root: Path, raw: bytes, see: Callable[[bytes], None] = lambda _media: None
+) -> tuple[Recovered | None, bytes, list[bytes]]:
     path, lost = root / "artifact", root / "lost"
     files = WatchedDisk()
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
@@ -73,7 +75,7 @@ def recovered(root: Path, raw: bytes) -> tuple[Recovered | None, bytes, list[byt
     os.ftruncate(handle, 0)
     os.write(handle, raw)
     try:
-        found = recover(files, handle, NAME, KEY, str(lost))
+        found = recover(files, handle, NAME, KEY, str(lost), see)
         left = os.pread(handle, len(raw) + 1, 0)
     finally:
         files.close(handle)
@@ -111,12 +113,13 @@ def test_what_is_lost_from_any_byte_on_is_cut_and_the_rest_recovered(tmp_path: P
         if end == 0:
             assert gives_up(tmp_path, torn) or damage.endswith("old blocks"), at
             continue
-        found, left, cut = recovered(tmp_path, torn)
+        seen: list[bytes] = []
+        found, left, cut = recovered(tmp_path, torn, seen.append)
         assert found is not None
         assert (found.end, left) == (end, ARTIFACT.raw[:end]), at
         assert b"".join(cut) == torn[end:], at
         assert found.digests.size_bytes == len(ARTIFACT.held(end))
-        assert found.first == ARTIFACT.held(end)
+        assert b"".join(seen) == ARTIFACT.held(end)
         assert found.index == 1 + ARTIFACT.ends.index(end)
 
 

@@ -7,9 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import pytest
 
-from pipeline.delivery.upload import PART_BYTES
+from pipeline.delivery.buffers import MIB, BufferPool
+from pipeline.delivery.patience import TRIES
+from pipeline.delivery.upload import PART_BYTES, PARTS_AT_A_TIME
 from pipeline.errors import DestinationBusyError, DestinationConflictError, DestinationHeldError, HoldCode
 from pipeline.ports import ObjectExistsError, ObjectFacts, UploadLostError
 from tests.s3_strict import STORAGE, StrictDestination
@@ -23,6 +27,7 @@ def busy() -> DestinationBusyError:
     return DestinationBusyError("connection reset")
 
 
+PATIENT_STEPS = ["part before", "part after", "complete before"]
 PUT_STEPS = ["put before", "put after"]
 LARGE_STEPS = [
     "head before",
@@ -32,7 +37,6 @@ LARGE_STEPS = [
     "part before",
     "part after",
     "complete before",
-    "complete after",
 ]
 
 
@@ -42,10 +46,11 @@ LARGE_STEPS = [
 async def test_a_reset_at_any_step_is_transient_and_the_next_attempt_delivers_once(step: str, body: bytes) -> None:
     """F23, F24: also where the write was done and only its answer was lost."""
     destination = StrictDestination()
-    destination.failures[step] = [busy()]
+    destination.failures[step] = [busy()] * (PARTS_AT_A_TIME * TRIES if step in PATIENT_STEPS else 1)
     with pytest.raises(DestinationBusyError):
         await run(destination, body)
     assert destination.uploads == {}
+    destination.failures.clear()
     receipt = await run(destination, body)
     assert receipt.key == BARE
     assert {key: stored.body for key, stored in destination.objects.items()} == {BARE: body}
@@ -54,12 +59,56 @@ async def test_a_reset_at_any_step_is_transient_and_the_next_attempt_delivers_on
 async def test_a_large_object_that_is_there_already_is_not_sent_again() -> None:
     """F24: the answer to the completion was lost with the process."""
     destination = StrictDestination()
-    destination.failures["complete after"] = [busy()]
-    with pytest.raises(DestinationBusyError):
+    with anyio.CancelScope() as scope:
+
+        async def step(name: str) -> None:
+            if name == "complete after":
+                scope.cancel()
+            await anyio.lowlevel.checkpoint()
+
+        destination.on_step = step
         await run(destination, LARGE)
+    assert scope.cancelled_caught
     destination.calls.clear()
     await run(destination, LARGE)
-    assert destination.calls == ["head", "head"]
+    assert destination.calls == ["unfinished", "head", "head"]
+
+
+@pytest.mark.parametrize("step", [*PATIENT_STEPS, "complete after"])
+async def test_a_step_of_a_large_upload_is_done_again_and_not_the_whole_of_it(step: str) -> None:
+    """F24, F26: one part that was not taken, or an answer that was lost, does not cost the parts before it."""
+    destination = StrictDestination()
+    destination.failures[step] = [DestinationBusyError("SlowDown")] * (1 if step == "complete after" else TRIES - 1)
+    receipt = await run(destination, LARGE)
+    assert receipt.key == BARE
+    assert destination.calls.count("create") == 1
+    assert destination.objects[BARE].body == LARGE
+    assert destination.uploads == {}
+
+
+async def test_the_memory_of_a_part_that_was_sent_again_is_not_used_for_others() -> None:
+    """The first try's connection may still send from it, to wherever it leads."""
+    idle = []
+    for failures in ([], [busy()]):
+        destination, buffers = StrictDestination(), BufferPool(32 * MIB)
+        destination.failures["part before"] = list(failures)
+        await run(destination, LARGE, buffers=buffers)
+        idle.append(buffers.idle_bytes)
+    assert idle[1] == idle[0] - PART_BYTES
+
+
+async def test_an_upload_waits_as_long_as_the_bucket_asks_or_gives_up() -> None:
+    """F26: Retry-After; a bucket that asks for more than is worth waiting for is told to the schedule."""
+    destination = StrictDestination()
+    destination.failures["part before"] = [DestinationBusyError("SlowDown", retry_after_s=0.02)]
+    await run(destination, LARGE)
+    assert destination.calls.count("create") == 1
+    destination = StrictDestination()
+    destination.failures["part before"] = [DestinationBusyError("SlowDown", retry_after_s=120.0)]
+    with pytest.raises(DestinationBusyError) as caught:
+        await run(destination, LARGE)
+    assert caught.value.retry_after_s == 120.0
+    assert destination.uploads == {}
 
 
 @pytest.mark.parametrize("step", ["part before", "part after", "complete before"])
@@ -137,6 +186,7 @@ async def test_where_the_answer_proves_nothing_head_decides(body: bytes, changes
         ({"kms_key_arn": "arn:aws:kms:a:1:key/b"}, DestinationHeldError, HoldCode.DESTINATION_WRONG_KEY),
         ({"crc64nvme": "AAAAAAAAAAA="}, DestinationConflictError, None),
         ({"size_bytes": 3}, DestinationConflictError, None),
+        ({"size_bytes": None}, DestinationBusyError, None),
     ],
 )
 async def test_without_proof_from_head_there_is_no_receipt_and_no_second_object(

@@ -107,7 +107,7 @@ def test_any_bytes_get_a_name_and_a_verdict(signature: bytes, rest: bytes, decla
     content_type, extension, suspect = sniff(body, declared)
     assert extension in {*CONTENT_TYPES, "bin"}
     assert suspect or content_type in CONTENT_TYPES[extension]
-    check = MediaCheck(declared)
+    check = MediaCheck()
     check.feed(body)
-    verdict = check.verdict(len(body))
+    verdict = check.verdict(len(body), declared)
     assert (verdict.content_type, verdict.extension) == (content_type, extension)

@@ -99,6 +99,9 @@ class MemoryFiles:
     def size(self, handle: int) -> int:
         return len(self.contents[self._handles[handle]])
 
+    def allocate(self, handle: int, size_bytes: int) -> None:
+        raise NotImplementedError
+
     def truncate(self, handle: int, size_bytes: int) -> None:
         raise NotImplementedError
 
@@ -131,7 +134,13 @@ class MemoryFiles:
     def names(self, path: str) -> list[str]:
         return [name.removeprefix(path + "/") for name in self.contents if name.startswith(path + "/")]
 
+    def irregular(self, path: str) -> list[str]:
+        raise NotImplementedError
+
     def free_bytes(self, path: str) -> int:
+        raise NotImplementedError
+
+    def free_inodes(self, path: str) -> int | None:
         raise NotImplementedError
 
     @property

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pipeline.adapters.disk import Disk
+from pipeline.canary import Arrival
 from pipeline.cli import app
 from pipeline.commands import machine
 from pipeline.commands.machine import Level
@@ -22,6 +23,7 @@ from pipeline.config import load_instances
 from pipeline.delivery.holds import Hold
 from pipeline.errors import HoldCode
 from pipeline.ids import ArtifactId, Kind
+from pipeline.intake.missinglog import Missing, missing_line
 from pipeline.interim.states import ArtifactName
 from pipeline.interim.survey import begun, survey
 from tests.held_store import ACME, GLOBEX, held_store, instance
@@ -161,6 +163,19 @@ def test_ls_tells_a_receipt_that_can_not_be_read_and_goes_on(world: World) -> No
     assert "not a receipt" in row["problem"]
 
 
+def test_ls_tells_the_flags_of_a_receipt_and_why_those_of_a_sealed_one_can_not_be_told(world: World) -> None:
+    receipt = json.loads(world.file(world.delivered).read_bytes()) | {
+        "quality": ["SUSPECT_SILENT", "PAUSED"],
+        "check": "",
+    }
+    world.file(world.delivered).write_text(json.dumps(receipt))
+    rows = {row["artifactId"]: row for row in world.json("ls", "--flags")}
+    assert rows[str(world.delivered.artifact_id)]["quality"] == ["SUSPECT_SILENT", "PAUSED"]
+    assert "KMS" in rows[str(world.sealed.artifact_id)]["problem"]
+    assert "problem" not in rows[str(world.opened.artifact_id)]
+    assert "x.wav SUSPECT_SILENT PAUSED" in world.run("ls").stdout
+
+
 def test_ls_of_an_unknown_alias_is_refused_and_of_no_store_is_empty(world: World, tmp_path: Path) -> None:
     assert world.run("ls", "--instance", "nobody").exit_code == 3
     empty = CliRunner().invoke(app, ["ls", "--json", "--state-dir", str(tmp_path / "nowhere")])
@@ -213,6 +228,41 @@ def test_status_of_an_idle_store_is_0(world: World) -> None:
     assert "none, everything sealed is delivered" in result.stdout
 
 
+def test_status_tells_what_was_announced_and_did_not_come_and_ends_with_1(world: World) -> None:
+    for name in (world.sealed, world.chat, world.opened, world.poison):
+        world.file(name).unlink()
+    missing = Missing(
+        recording_id=world.sealed.artifact_id,
+        instance_id=ACME,
+        kind="voice",
+        contact="c-7",
+        tags=("0" * 16,),
+        announced=datetime(2026, 11, 23, 12, tzinfo=UTC),
+        given_up=datetime(2026, 11, 23, 14, tzinfo=UTC),
+    )
+    line = missing_line(str(world.state / "missing"), missing, missing.given_up.date())
+    Path(line.path).parent.mkdir(parents=True)
+    Path(line.path).write_bytes(line.line + b"\n")
+    result = world.run("status")
+    assert result.exit_code == 1
+    assert "missing: 1 announced recordings have not come" in result.stdout
+    assert "voice of acme, contact c-7, announced 2026-11-23T12:00:00+00:00" in result.stdout
+    (facts,) = world.json("status")
+    assert facts["missing"]["count"] == 1
+    assert facts["missing"]["latest"][0]["recordingId"] == str(world.sealed.artifact_id)
+    came = msgspec.structs.replace(missing, came=True)
+    Path(line.path).write_bytes(msgspec.json.encode(came) + b"\n" + line.line + b"\n")
+    assert world.run("status").exit_code == 0
+
+
+def test_status_tells_when_the_canary_last_arrived(world: World) -> None:
+    assert world.json("status")[0]["canary"] is None
+    arrived = Arrival(datetime.now(UTC) - timedelta(minutes=3), 1.5)
+    (world.state / "canary.json").write_bytes(msgspec.json.encode(arrived))
+    assert "canary: last arrived 3m " in world.run("status").stdout
+    assert world.json("status")[0]["canary"]["latencyS"] == 1.5
+
+
 def test_status_knows_who_holds_the_store(world: World) -> None:
     lock = os.open(world.state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -263,17 +313,23 @@ def swap_names(world: World) -> str:
 
 def forge_receipt(world: World) -> str:
     path = world.file(world.delivered)
-    path.write_bytes(path.read_bytes().replace(b'"generation":1', b'"generation":2'))
+    path.rename(path.with_name(path.name.replace(".g1.", ".g2.")))
     return "receipt and its name disagree"
 
 
+def damage_receipt(world: World) -> str:
+    path = world.file(world.delivered)
+    path.write_bytes(path.read_bytes().replace(b"acme-recordings", b"acme-recordingr"))
+    return "was damaged after it was written"
+
+
 def leave_stranger(world: World) -> str:
-    (world.state / "artifacts" / "00").mkdir(exist_ok=True)
-    (world.state / "artifacts" / "00" / "evil\x1b[2J.sealed").write_bytes(b"x")
+    (world.state / "artifacts" / "0").mkdir(exist_ok=True)
+    (world.state / "artifacts" / "0" / "evil\x1b[2J.sealed").write_bytes(b"x")
     return "bears no artifact's name"
 
 
-@pytest.mark.parametrize("damage", [truncate, cut_manifest, swap_names, forge_receipt, leave_stranger])
+@pytest.mark.parametrize("damage", [truncate, cut_manifest, swap_names, forge_receipt, damage_receipt, leave_stranger])
 def test_verify_names_what_is_wrong_and_ends_with_1(world: World, damage: Any) -> None:
     said = damage(world)
     result = world.run("verify")

@@ -142,3 +142,36 @@ def test_a_store_has_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert holder(path) is None
     with locked(path):
         pass
+
+
+def test_allocated_bytes_are_really_there_and_what_the_file_holds_stays(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    handle = DISK.create(str(path))
+    DISK.append(handle, [b"held"])
+    for size in (2**20, 2**18):
+        DISK.allocate(handle, size)
+        assert (path.stat().st_size, path.stat().st_blocks * 512 >= size) == (size, True)
+        assert path.read_bytes()[:5] == b"held\0"
+    DISK.close(handle)
+
+
+def test_irregular_names_are_those_of_no_plain_file(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("plain")
+    os.mkfifo(tmp_path / "pipe")
+    assert sorted(DISK.irregular(str(tmp_path))) == ["folder", "link", "pipe"]
+    assert DISK.irregular(str(tmp_path / "missing")) == []
+
+
+def test_a_folder_that_is_a_link_is_not_listed(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/etc")
+    for listing in (DISK.names, DISK.irregular):
+        with pytest.raises(StoreIoError):
+            listing(str(tmp_path / "link"))
+
+
+def test_free_inodes_are_as_the_system_counts_them(tmp_path: Path) -> None:
+    free, facts = DISK.free_inodes(str(tmp_path)), os.statvfs(tmp_path)
+    assert (free is None) == (facts.f_files == 0)
+    assert free is None or abs(free - facts.f_favail) < 100_000

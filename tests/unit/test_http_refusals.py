@@ -5,6 +5,7 @@ from pathlib import Path
 from pipeline.errors import HoldCode, KeyUnavailableError, StoreFullError, StoreIoError
 from pipeline.interim.states import State
 from tests.intake_server import BODY, CANARY, TOKENS, is_problem, serving, url, world_at
+from tests.store_fixture import HOUR_S
 from tests.unit.keyring_fakes import ARN, A, B
 
 # --- who may
@@ -191,6 +192,7 @@ async def test_trouble_with_the_disk_is_told_and_the_same_body_again_is_taken(tm
         await server.process.a.ring.active()
         answers = [(StoreFullError("no room"), 507, "store-full"), (StoreIoError("EIO"), 503, "store-io")]
         for operation, (error, status, reason) in product(("append", "sync", "rename"), answers):
+            server.process.world.clock.advance(HOUR_S)
             path = url(name=f"/{operation}-{reason}")
             server.process.files.refuse(operation, "/artifacts/", error=error)
             reply = await server.ask("PUT", path, BODY)

@@ -69,7 +69,7 @@ def instance(instance_id: InstanceId = ID) -> Instance:
         previous_kms_key_arn=OLD_KEY,
         token_sha256=("0" * 64, "f" * 64),
         storage={Kind.VOICE: storage, Kind.CHAT: storage},
-        limits=Limits(requests_per_s=0.5),
+        limits=Limits(requests_per_s=0.5, held_bytes=10**12),
     )
 
 

@@ -21,7 +21,7 @@ def entry(number: int, recording_id: str | None = None, size: int = 0) -> Journa
 
 
 async def replayed(process: Node) -> list[int]:
-    return [msgspec.json.decode(each.event)["number"] async for each in process.journal.replay(process.a)]
+    return [msgspec.json.decode(each.entry.event)["number"] async for each in process.journal.replay(process.a)]
 
 
 def files(world: World) -> list[Path]:
@@ -46,7 +46,7 @@ async def test_events_are_durable_when_they_are_answered(tmp_path: Path) -> None
     assert world.holds(MARKER) == []
     async with node(world) as process:
         found = [each async for each in process.journal.replay(process.a)]
-        assert [each.recording_id for each in found] == [None, "the id"]
+        assert [each.entry.recording_id for each in found] == [None, "the id"]
         assert await replayed(process) == [1, 2]
 
 
@@ -67,9 +67,11 @@ async def test_runs_days_and_restarts_come_back_in_order(tmp_path: Path) -> None
     async with node(world) as process:
         assert await replayed(process) == [0, 1, 2, 3, 4, 5]
         world.clock.advance(timedelta(hours=24).total_seconds())
-        assert await replayed(process) == [2, 3, 4, 5]
+        assert await replayed(process) == [0, 1, 2, 3, 4, 5]  # the newest are two days old: the service was away
+        await process.journal.append(process.a, [entry(6)], [])
+        assert await replayed(process) == [2, 3, 4, 5, 6]
         assert [each async for each in process.journal.replay(process.b)] == []
-    assert len(files(world)) == 3
+    assert len(files(world)) == 4
 
 
 async def test_a_torn_tail_ends_its_file_and_nothing_else(tmp_path: Path) -> None:
@@ -196,11 +198,12 @@ async def test_old_files_leave_and_foreign_ones_stay(tmp_path: Path) -> None:
         (folder.parent / "0-not-a-day").write_bytes(b"kept")
         (folder.parent / "2020").mkdir()
         (folder.parent / "2020" / "x.journal").write_bytes(b"kept")
-        assert process.journal.sweep(A, 7) == 0
+        first = world.clock.now().date()
+        assert process.journal.sweep(A, first) == 0
         world.clock.advance(timedelta(days=8).total_seconds())
         await process.journal.append(process.a, [entry(2)], [])
-        assert process.journal.sweep(A, 7) == 1
-        assert process.journal.sweep(A, 7) == 0
+        assert process.journal.sweep(A, first + timedelta(days=1)) == 1
+        assert process.journal.sweep(A, first + timedelta(days=1)) == 0
         assert len(files(world)) == 2
         assert (folder / "notes").exists()
         assert (folder.parent / "0-not-a-day").exists()

@@ -21,7 +21,7 @@ async def test_a_key_is_given_out_only_after_its_ring_file_is_durable() -> None:
     key = await ring.active()
     path = world.path(key.key_id)
     steps = [step for step, _ in world.files.done]
-    assert steps == ["make_directory", "create", "append", "sync", "rename", "sync_directory"]
+    assert steps == ["make_directory", "unlink", "create", "append", "sync", "rename", "sync_directory"]
     assert world.files.durable[path] == world.files.contents[path]
     assert world.files.open_handles == 0
 

@@ -10,6 +10,7 @@ from pipeline.errors import (
     KeyUnavailableError,
     RefuseError,
     StoppingError,
+    StoreIoError,
     WriterClosedError,
 )
 from pipeline.ids import Kind
@@ -111,6 +112,38 @@ async def test_sources_of_different_instances_and_kinds_never_meet(tmp_path: Pat
         ]
         assert [answer.generation for answer in answers] == [1] * 4
         assert len({answer.recording_id for answer in answers}) == 4
+
+
+@pytest.mark.parametrize("others", [0, 1])
+async def test_an_earlier_body_that_is_dropped_while_it_is_looked_at_stops_nothing(tmp_path: Path, others: int) -> None:
+    """Another generation is asked then; if there is none, this is a new recording."""
+    world = World(root=tmp_path)
+    async with node(world) as process:
+        first = await process.break_off(source(), b"one")
+        for _ in range(others):
+            await process.break_off(source(), b"something else")
+    async with node(world) as process:
+
+        def meanwhile(_number: int, operation: str, path: str) -> None:
+            if operation == "open" and str(first.name) in path and process.store.index.get(first.name.artifact_id):
+                Path(path).unlink()
+                process.store.index.remove(first.name.artifact_id)
+
+        process.files.before = meanwhile
+        answer = await process.upload(source(), b"another")
+        assert answer.recording_id == (str(first.recording_id) if others else answer.artifact_id)
+
+
+async def test_an_earlier_body_that_can_not_be_read_is_asked_for_again(tmp_path: Path) -> None:
+    """It is there: to take the new one for another recording would be wrong."""
+    world = World(root=tmp_path)
+    async with node(world) as process:
+        await process.break_off(source(), b"one")
+    async with node(world) as process:
+        process.files.refuse("open", ".open")
+        with pytest.raises(StoreIoError):
+            await process.upload(source(), b"one and two")
+        assert (await process.upload(source(), b"one and two")).generation == 1
 
 
 async def test_a_damaged_earlier_generation_does_not_stop_a_new_one(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_names_say_what_scheduling_needs() -> None:
     assert str(SEALED.delivered()) == f"{TEXT}.320.3.done"
     assert str(SEALED.rejected("integrity")) == f"{TEXT}.320.3.sealed.poison.integrity"
     assert str(OPEN.rejected("integrity")) == f"{TEXT}.2.open.poison.integrity"
-    assert OPEN.path == f"90/{OPEN}"
+    assert OPEN.path == f"0/{OPEN}"
 
 
 def test_a_recovered_artifact_takes_the_generation_that_became_free() -> None:
@@ -42,6 +42,13 @@ def test_a_recovered_artifact_takes_the_generation_that_became_free() -> None:
 @pytest.mark.parametrize("name", [OPEN, SEALED, SEALED.delivered(), SEALED.rejected("x"), OPEN.rejected("x")])
 def test_a_name_that_was_written_reads_the_same(name: ArtifactName) -> None:
     assert parse_name(str(name)) == name
+
+
+def test_poison_that_was_sealed_can_wait_again_and_what_was_open_can_not() -> None:
+    assert str(SEALED.rejected("x").requeued()) == f"{TEXT}.320.4.sealed"
+    assert SEALED.rejected("x").requeued().is_waiting
+    with pytest.raises(AssertionError):
+        OPEN.rejected("x").requeued()
 
 
 def test_a_poisoned_artifact_is_not_waiting() -> None:
@@ -67,6 +74,7 @@ def test_a_move_that_the_table_lacks_is_a_bug(state: State, event: Event) -> Non
         Event.IDLE: lambda: name.sealed(event, generation=1, size_bytes=1),
         Event.SETTLED: name.delivered,
         Event.REJECTED: lambda: name.rejected("x"),
+        Event.REQUEUED: name.requeued,
     }
     with pytest.raises(KeyError):
         moves[event]()

@@ -7,8 +7,9 @@ import pytest
 
 from pipeline.errors import HaltError, SegmentForgedError, StoreFullError, StoreIoError
 from pipeline.ids import Kind
+from pipeline.interim.room import needed_bytes
 from pipeline.interim.states import ArtifactName, State, parse_name
-from tests.store_fixture import Node, WatchedDisk, World, node, source
+from tests.store_fixture import HOUR_S, Node, WatchedDisk, World, node, source
 
 
 def receipt_of(name: ArtifactName, **changes: object) -> bytes:
@@ -48,7 +49,7 @@ async def test_a_volume_that_came_back_empty_is_noticed_and_left_alone(tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("marker", [b'{"storeId":"x","formatVersion":2}', b"", b"{", b"\xff\xfe"])
+@pytest.mark.parametrize("marker", [b'{"storeId":"x","formatVersion":3}', b"", b"{", b"\xff\xfe"])
 async def test_another_format_or_a_damaged_marker_is_refused(tmp_path: Path, marker: bytes) -> None:
     (tmp_path / "store.json").write_bytes(marker)
     with pytest.raises(HaltError):
@@ -63,8 +64,7 @@ async def test_folders_of_a_process_that_died_are_made_durable(tmp_path: Path) -
     async with node(world):
         pass
     async with node(world) as process:
-        for folder in (tmp_path, tmp_path / "artifacts"):
-            assert ("sync_directory", str(folder)) in process.files.done
+        assert ("sync_volume", str(tmp_path)) in process.files.done
 
 
 # --- the scan
@@ -75,7 +75,7 @@ async def test_foreign_files_are_moved_aside_and_kept(tmp_path: Path) -> None:
     world = World(root=tmp_path)
     async with node(world) as process:
         name = await sealed(process)
-    shard = tmp_path / "artifacts" / "00"
+    shard = tmp_path / "artifacts" / "0"
     good = Path(world.paths(".sealed")[0])
     (shard / "README").write_bytes(b"kept 1")
     (shard / ("é" * 120)).write_bytes(b"kept 2")
@@ -85,7 +85,7 @@ async def test_foreign_files_are_moved_aside_and_kept(tmp_path: Path) -> None:
     (shard / "folder").mkdir()
     (shard / "folder.tmp").mkdir()
     (shard / "link").symlink_to("/etc/passwd")
-    wrong = "01" if name.shard == "00" else "00"
+    wrong = "1" if name.shard == "0" else "0"
     (tmp_path / "artifacts" / wrong / str(name)).write_bytes(b"in another's place")
     (tmp_path / "artifacts" / "stranger").write_bytes(b"not looked at")
     async with node(world) as process:
@@ -199,6 +199,7 @@ async def test_a_receipt_that_is_not_durable_keeps_the_media(tmp_path: Path) -> 
     async with node(World(root=tmp_path)) as process:
         operations = ("create", "append", "sync", "sync_volume", "rename", "sync_directory")
         for operation, error in product(operations, (StoreIoError("EIO"), StoreFullError("ENOSPC"))):
+            process.world.clock.advance(HOUR_S)
             name = await sealed(process, f"{operation} {error}")
             process.files.refuse(operation, error=error)
             with pytest.raises(type(error)):
@@ -230,12 +231,13 @@ async def test_nothing_is_begun_on_a_disk_that_is_nearly_full(tmp_path: Path) ->
     files = WatchedDisk()
     world = World(root=tmp_path, free_bytes=1_000_000)
     async with node(world, files=files) as process:
-        files.free = 999_999
+        floor = needed_bytes(world.free_bytes, undelivered=1)
+        files.free = floor - 1
         for _ in range(3):
             with pytest.raises(StoreFullError):
                 await process.recorder.begin(process.a, source())
         assert world.paths() == []
-        files.free = 1_000_000
+        files.free = floor
         held = await sealed(process)
         assert world.names() == [held]
 
@@ -253,6 +255,7 @@ async def test_an_artifact_that_can_not_be_begun_leaves_nothing(tmp_path: Path) 
             ("append", StoreFullError("ENOSPC")),
         ]
         for operation, error in refusals:
+            world.clock.advance(HOUR_S)
             process.files.refuse(operation, "/artifacts/", error=error)
             with pytest.raises((StoreIoError, StoreFullError)):
                 await process.recorder.begin(process.a, source("call-2"))

@@ -164,7 +164,7 @@ async def test_leases_wait_for_room_and_go_in_turn() -> None:
     buffers, order, hold = BufferPool(2 * MIB), list[str](), anyio.Event()
 
     async def lease(name: str, size: int) -> None:
-        async with buffers.lease(size):
+        async with buffers.lease(size, name):
             order.append(name)
             assert buffers.leased_bytes <= buffers.limit_bytes
             await hold.wait()
@@ -179,34 +179,66 @@ async def test_leases_wait_for_room_and_go_in_turn() -> None:
     assert buffers.leased_bytes == 0
 
 
+async def test_no_owner_has_all_of_the_memory_and_who_waits_for_its_share_holds_up_nobody() -> None:
+    """F35: parts that a dead bucket does not take leave room for the parts of others."""
+    buffers, order, hold = BufferPool(16 * MIB), list[str](), anyio.Event()
+
+    async def lease(owner: str, size: int) -> None:
+        async with buffers.lease(size, owner):
+            order.append(owner)
+            await hold.wait()
+
+    async with anyio.create_task_group() as tg:
+        for owner, size in (("dead", 8), ("dead", 8), ("other", 4), ("dead", 4), ("third", 4), ("fourth", 1)):
+            tg.start_soon(lease, owner, size * MIB)
+            await anyio.wait_all_tasks_blocked()
+        assert order == ["dead", "other", "third"]
+        assert buffers.leased_bytes == buffers.limit_bytes
+        hold.set()
+    assert sorted(order[3:]) == ["dead", "dead", "fourth"]
+    assert buffers.leased_bytes == 0
+    async with buffers.lease(16 * MIB, "alone"):
+        assert buffers.leased_bytes == buffers.limit_bytes
+
+
+async def test_a_spoiled_buffer_is_not_used_again() -> None:
+    buffers = BufferPool(2 * MIB)
+    async with buffers.lease(MIB, "acme") as buffer:
+        buffers.spoil(buffer)
+    assert buffers.idle_bytes == 0
+    async with buffers.lease(MIB, "acme"):
+        pass
+    assert buffers.idle_bytes == MIB
+
+
 async def test_buffers_are_used_again_and_the_limit_counts_idle_ones() -> None:
     buffers = BufferPool(2 * MIB)
-    async with buffers.lease(MIB) as first:
+    async with buffers.lease(MIB, "acme") as first:
         kept = first.obj
-    async with buffers.lease(MIB - 5) as second:
+    async with buffers.lease(MIB - 5, "acme") as second:
         assert second.obj is kept
         assert len(second) == MIB - 5
-    async with buffers.lease(2 * MIB):
+    async with buffers.lease(2 * MIB, "acme"):
         assert buffers.leased_bytes + buffers.idle_bytes <= buffers.limit_bytes
 
 
 async def test_a_buffer_of_a_failed_upload_is_not_used_again() -> None:
     buffers = BufferPool(2 * MIB)
     with pytest.raises(DestinationBusyError):
-        async with buffers.lease(MIB):
+        async with buffers.lease(MIB, "acme"):
             raise DestinationBusyError("reset")
     assert (buffers.leased_bytes, buffers.idle_bytes) == (0, 0)
 
 
 async def test_a_cancelled_wait_takes_no_room() -> None:
     buffers = BufferPool(MIB)
-    async with buffers.lease(MIB):
+    async with buffers.lease(MIB, "acme"):
         with anyio.move_on_after(0.01) as scope:
-            async with buffers.lease(MIB):
+            async with buffers.lease(MIB, "acme"):
                 pass
         assert scope.cancelled_caught
     with anyio.fail_after(1):
-        async with buffers.lease(MIB):
+        async with buffers.lease(MIB, "acme"):
             pass
 
 

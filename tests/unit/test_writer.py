@@ -1,6 +1,8 @@
 import gc
 import hashlib
 import os
+import threading
+import time
 import tracemalloc
 from itertools import product
 from pathlib import Path
@@ -9,12 +11,11 @@ import anyio
 import pytest
 from awscrt import checksums
 
-from pipeline.crypt.artifact import HEADER_SIZE
 from pipeline.crypt.segments import SEGMENT_LIMIT, SegmentType
 from pipeline.errors import StoreFullError, StoreIoError, WriterClosedError
 from pipeline.interim.reader import ArtifactReader
 from pipeline.interim.writer import INLINE_LIMIT, ArtifactWriter
-from tests.store_fixture import MARKER, Node, WatchedDisk, World, node, settled, source
+from tests.store_fixture import HOUR_S, MARKER, Node, WatchedDisk, World, node, settled, source
 
 MIB = 1024 * 1024
 
@@ -92,10 +93,44 @@ async def test_records_stand_behind_the_media_that_came_before_them(tmp_path: Pa
 async def test_a_long_body_is_synced_on_its_way_so_that_recovery_can_count_on_it(tmp_path: Path) -> None:
     async with node(World(root=tmp_path)) as process:
         writer = await writer_of(process)
-        await writer.append(bytes(20 * MIB))
-        assert writer.durable_bytes >= 12 * MIB
-        assert writer.end - HEADER_SIZE > 0
-        assert len([path for operation, path in process.files.done if (operation, path) == ("sync", writer.path)]) == 2
+        unsynced: list[int] = []
+        for _ in range(20):
+            await writer.append(bytes(MIB))
+            unsynced.append(writer.size_bytes - writer.durable_bytes)
+        assert max(unsynced) <= 9 * MIB
+        assert process.files.done.count(("sync", writer.path)) >= 3
+
+
+async def test_a_sync_that_fails_behind_a_body_breaks_it_off_at_the_next(tmp_path: Path) -> None:
+    async with node(World(root=tmp_path)) as process:
+        writer = await writer_of(process)
+        process.files.refuse("sync", writer.path)
+        await writer.append(bytes(4 * MIB))
+        assert not writer.is_broken
+        with pytest.raises(StoreIoError):
+            await writer.append(bytes(4 * MIB))
+        assert (writer.is_broken, writer.durable_bytes) == (True, 0)
+
+
+async def test_a_descriptor_is_not_closed_while_a_sync_uses_it(tmp_path: Path) -> None:
+    async with node(World(root=tmp_path)) as process:
+        writer = await writer_of(process)
+        refused = threading.Event()
+
+        def outlast_the_refusal(_number: int, operation: str, path: str) -> None:
+            if (operation, path) == ("sync", writer.path):
+                refused.wait(10)
+                time.sleep(0.05)  # for whoever would close now
+            elif operation == "append" and process.files.refusals:
+                refused.set()
+
+        process.files.before = outlast_the_refusal
+        await writer.append(bytes(4 * MIB))
+        process.files.refuse("append", writer.path)
+        with pytest.raises(StoreIoError):
+            await writer.append(bytes(MIB))
+        of_file = [operation for operation, path in process.files.done if path == writer.path]
+        assert of_file[-2:] == ["sync", "close"]
 
 
 async def test_many_tiny_pieces_take_little_more_memory_than_their_bytes(tmp_path: Path) -> None:
@@ -116,6 +151,7 @@ async def test_a_writer_whose_disk_refused_is_closed_for_good(tmp_path: Path) ->
     async with node(World(root=tmp_path)) as process:
         errors = (StoreIoError("EIO"), StoreFullError("ENOSPC"))
         for operation, error in product(("sync", "append", "sync_directory"), errors):
+            process.world.clock.advance(HOUR_S)
             writer = (await process.recorder.begin(process.a, source(f"{operation} {error}"))).writer
             await writer.append(b"abc")
             process.files.refuse(operation, f"/artifacts/{writer.name.shard}", error=error)

@@ -1,0 +1,187 @@
+"""What all parts of the service share, and what depends on the configuration: keys, buckets, the clients to reach them.
+
+Part of the composition root: it chooses adapters.
+"""
+
+import random
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import msgspec
+import structlog
+
+from pipeline import config
+from pipeline.adapters.aws import Service as Api
+from pipeline.adapters.aws import open_client
+from pipeline.adapters.clock import SystemClock
+from pipeline.adapters.disk import Disk
+from pipeline.adapters.kms import AwsKeyService
+from pipeline.adapters.s3 import S3Destination
+from pipeline.audit.records import Actor
+from pipeline.crypt.keyring import KeyRing
+from pipeline.delivery.probe import ProbeAnswer
+from pipeline.errors import PipelineError
+from pipeline.ids import InstanceId, Kind
+from pipeline.instances import Instance, Storage
+from pipeline.interim.commit import Commit, GroupCommit
+from pipeline.interim.logs import Rotation
+from pipeline.interim.volume import Volume
+from pipeline.ports import KmsCall
+from pipeline.settings import Settings
+from pipeline.tenants import Tenant, Tenants
+from pipeline.trail import Trail
+
+log = structlog.get_logger()
+
+SERVICE = Actor("Service", "pipeline")
+
+
+class Clients:
+    """AWS clients, one per API and Region, opened when first needed and closed together."""
+
+    def __init__(self, stack: AsyncExitStack, settings: Settings) -> None:
+        self._stack = stack
+        self._endpoints = {
+            "kms": settings.kms,
+            "s3": settings.s3,
+            "sqs": settings.sqs,
+            "events": settings.events,
+        }
+        self._open: dict[tuple[str, str], Any] = {}
+
+    async def get(self, service: Api, region: str | None = None) -> Any:
+        """Give the client of an API. A configured URL serves every Region; AWS itself has one for each."""
+        endpoint = self._endpoints[service]
+        if endpoint.url is None and region is not None:
+            endpoint = replace(endpoint, region=region)
+        key = service, endpoint.region
+        if key not in self._open:
+            self._open[key] = await self._stack.enter_async_context(open_client(service, endpoint))
+        return self._open[key]
+
+
+class Node:
+    """What all parts share, and the parts that depend on the configuration."""
+
+    def __init__(self, settings: Settings, clients: Clients) -> None:
+        self.settings = settings
+        self.clients = clients
+        self.clock = SystemClock()
+        self.root = str(settings.state_dir)
+        self.volume = Volume(self.root, Disk(), self.clock, ballast_bytes=settings.store.free_bytes)
+        self.files = self.volume.files
+        self.commits = GroupCommit(
+            self.volume.reserved,
+            volume=self.root,
+            rotation=Rotation(f"{self.root}/events", settings.events_out.file_bytes),
+        )
+        self.trail = Trail(self.root, actor=SERVICE, writer="service", clock=self.clock)
+        self.tenants = Tenants(self._ring)
+        self.refused_files = 0
+        """Instance files that could not be used when they were last read."""
+        self._key_clients: dict[str, Any] = {}
+        self._bucket_clients: dict[InstanceId, Any] = {}
+        self._heads: dict[tuple[InstanceId, Kind], bool] = {}
+
+    async def configure(self) -> None:
+        """Read the instance files. One that is bad, or whose keys can't be read, leaves what was in force before."""
+        loaded = await anyio.to_thread.run_sync(config.load_instances, self.settings.config_dir)
+        for path, problem in loaded.problems.items():
+            log.error("config.refused", file=path.name, field=problem.field, detail=str(problem))
+        before = {tenant.instance.instance_id: tenant for tenant in self.tenants}
+        if before and not loaded.is_there:
+            log.error("config.gone", detail="there is no directory of instances; those that were served still are")
+            return
+        for instance in loaded.instances.values():
+            await self._prepare(instance)
+        bad = {path.stem for path in loaded.problems}
+        serve = {each: tenant for each, tenant in before.items() if str(each) in bad}
+        unusable = 0
+        for instance_id, tenant in self.tenants.made(loaded.instances).items():
+            known = before.get(instance_id)
+            if await self._has_keys(tenant, known):
+                serve[instance_id] = tenant
+            elif known is not None:
+                serve[instance_id] = known
+            unusable += instance_id not in serve or serve[instance_id] is known
+        self.refused_files = len(loaded.problems) + unusable
+        self.tenants.adopt(serve)
+        log.info("config.loaded", instances=len(serve), refused=self.refused_files)
+
+    def destination(self, instance: Instance, storage: Storage) -> S3Destination:
+        """Give a bucket as its storage configuration names it."""
+        return S3Destination(self._bucket_clients[instance.instance_id], storage)
+
+    def keys(self, instance: Instance, key_arn: str) -> AwsKeyService:
+        """Give the key service for a KMS key, each call told to the instance's audit trail."""
+        return AwsKeyService(self._key_clients[_region_of(key_arn)], partial(self._tell, instance))
+
+    def quota_of(self, instance: InstanceId) -> int | None:
+        """Tell how many undelivered bytes an instance may hold."""
+        tenant = self.tenants.get(instance)
+        return None if tenant is None else tenant.instance.limits.held_bytes
+
+    def head_allowed(self, instance: InstanceId, kind: Kind) -> bool:
+        """Tell what the destination's probe found; without one it is tried."""
+        return self._heads.get((instance, kind), True)
+
+    # --- inside
+
+    async def _has_keys(self, tenant: Tenant, known: Tenant | None) -> bool:
+        """Read a new ring's files. Without them everything held would look as if its data key were lost."""
+        if known is not None and known.ring is tenant.ring:
+            return True
+        try:
+            await tenant.ring.load()
+        except PipelineError as error:
+            instance = str(tenant.instance.instance_id)
+            log.error(  # noqa: TRY400 - what happened is told; where is of no use
+                "config.keys_unreadable", instance=instance, reason=error.reason, detail=str(error)
+            )
+            return False
+        return True
+
+    async def _prepare(self, instance: Instance) -> None:
+        instance_id = instance.instance_id
+        arns = [
+            instance.kms_key_arn,
+            instance.previous_kms_key_arn,
+            *(each.kms_key_arn for each in instance.storage.values()),
+        ]
+        for region in {_region_of(arn) for arn in arns if arn is not None}:
+            self._key_clients[region] = await self.clients.get("kms", region)
+        self._bucket_clients[instance_id] = await self.clients.get("s3", instance.region)
+        for kind in instance.storage:
+            raw = config.load_probe(self.settings.config_dir, instance_id, kind)
+            if raw is None:
+                continue
+            try:
+                self._heads[instance_id, kind] = msgspec.json.decode(raw, type=ProbeAnswer).head
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                log.warning("config.probe_unreadable", instance=str(instance_id), kind=kind)
+
+    def _ring(self, instance: Instance) -> KeyRing:
+        return KeyRing(
+            instance_id=instance.instance_id,
+            context=instance.recordings_context,
+            current_arn=instance.kms_key_arn,
+            previous_arn=instance.previous_kms_key_arn,
+            directory=f"{self.root}/keys/{instance.instance_id}",
+            files=self.files,
+            service=self.keys(instance, instance.kms_key_arn),
+            clock=self.clock,
+            cache=self.settings.keys.cache,
+            seal_grace=self.settings.keys.seal_grace,
+            random=random.random,
+        )
+
+    async def _tell(self, instance: Instance, call: KmsCall) -> None:
+        await self.commits.commit(Commit(lines=(self.trail.key_use(instance, call),)))
+
+
+def _region_of(key_arn: str) -> str:
+    return key_arn.split(":")[3]
