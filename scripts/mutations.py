@@ -1,0 +1,169 @@
+"""Safety lines, each with what the code would be without it and the tests that must notice."""
+
+from dataclasses import dataclass
+
+COMMIT = "pipeline/interim/commit.py"
+LOGS = "pipeline/interim/logs.py"
+S3 = "pipeline/adapters/s3.py"
+UPLOAD = "pipeline/delivery/upload.py"
+PROOF = "pipeline/delivery/proof.py"
+SERVICE_ENDS = "with anyio.CancelScope(shield=True):\n            await self.done.wait()"
+
+DISK_TESTS = ("tests/unit/test_commit.py", "tests/unit/test_writer.py", "tests/fault/test_f01_f06_crash_states.py")
+BUCKET_TESTS = ("tests/unit/test_proof.py", "tests/unit/test_upload.py", "tests/fault/test_upload_answers.py")
+WIRE_TESTS = ("tests/fault/test_upload_wire.py",)
+CANCEL_TESTS = ("tests/fault/test_upload_cancelled.py",)
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """One line that is not there any more: `before` stands in `file` exactly once."""
+
+    name: str
+    file: str
+    before: str
+    after: str
+    tests: tuple[str, ...]
+
+
+MUTATIONS = (
+    Mutation(
+        "skip the file sync",
+        COMMIT,
+        "self._shared(group, lambda commit: commit.handles, self._files.sync)",
+        "self._shared(group, lambda commit: commit.handles, lambda _handle: None)",
+        DISK_TESTS,
+    ),
+    Mutation(
+        "skip the directory sync of new files",
+        COMMIT,
+        "self._shared(group, lambda commit: commit.directories, self._files.sync_directory)",
+        "self._shared(group, lambda commit: commit.directories, lambda _directory: None)",
+        DISK_TESTS,
+    ),
+    Mutation(
+        "skip the directory sync of moves",
+        COMMIT,
+        "self._shared(group, _changed_directories, self._files.sync_directory)",
+        "self._shared(group, _changed_directories, lambda _directory: None)",
+        DISK_TESTS,
+    ),
+    Mutation(
+        "skip the sync of a receipt",
+        COMMIT,
+        "self._attempt(concerned, partial(self._files.sync, handle))",
+        "self._attempt(concerned, lambda: None)",
+        DISK_TESTS,
+    ),
+    Mutation(
+        "skip the sync of records and events",
+        LOGS,
+        "self._files.sync(handle)\n        except PipelineError:",
+        "pass\n        except PipelineError:",
+        (*DISK_TESTS, "tests/unit/test_append_logs.py"),
+    ),
+    Mutation(
+        "acknowledge early",
+        COMMIT,
+        SERVICE_ENDS,
+        SERVICE_ENDS.replace("self.done.wait()", "anyio.sleep(0)"),
+        DISK_TESTS,
+    ),
+    Mutation(
+        "let a commit be cancelled",
+        COMMIT,
+        SERVICE_ENDS,
+        SERVICE_ENDS.replace("shield=True", "shield=False"),
+        DISK_TESTS,
+    ),
+    Mutation(
+        "unlink before the receipt",
+        COMMIT,
+        "        self._flush(group)\n        # A handle",
+        "        for pending in _alive(group):\n"
+        "            self._attempt([pending], partial(self._unlink, pending.commit))\n"
+        "        self._flush(group)\n        # A handle",
+        DISK_TESTS,
+    ),
+    Mutation(
+        "move before the records of it",
+        COMMIT,
+        "        self._append_lines(_alive(group))\n"
+        "        for pending in _alive(group):\n"
+        "            self._attempt([pending], partial(self._rename, pending.commit))\n",
+        "        for pending in _alive(group):\n"
+        "            self._attempt([pending], partial(self._rename, pending.commit))\n"
+        "        self._append_lines(_alive(group))\n",
+        DISK_TESTS,
+    ),
+    Mutation(
+        "drop If-None-Match of a put",
+        S3,
+        '                    IfNoneMatch="*",\n',
+        "",
+        WIRE_TESTS,
+    ),
+    Mutation(
+        "drop If-None-Match of a multipart upload",
+        S3,
+        '                MultipartUpload={"Parts": listed},\n                IfNoneMatch="*",\n',
+        '                MultipartUpload={"Parts": listed},\n',
+        WIRE_TESTS,
+    ),
+    Mutation(
+        "trust a 412",
+        UPLOAD,
+        "            return await self._examine(request)\n        return await self._prove(request, written)",
+        "            written = ObjectFacts(\n"
+        "                request.key, request.size_bytes, None, None, request.crc64nvme, None, 'aws:kms',\n"
+        "                self.plan.storage.kms_key_arn, True, {}\n"
+        "            )\n"
+        "        return await self._prove(request, written)",
+        BUCKET_TESTS,
+    ),
+    Mutation(
+        "ignore an <Error> in a 200",
+        S3,
+        "    except ClientError as error:\n        raise _translated",
+        "    except ClientError as error:\n"
+        '        if error.response["ResponseMetadata"]["HTTPStatusCode"] == 200:\n'
+        "            return\n"
+        "        raise _translated",
+        WIRE_TESTS,
+    ),
+    Mutation(
+        "take an answer without a checksum",
+        PROOF,
+        '"checksum": facts.crc64nvme == request.crc64nvme,',
+        '"checksum": facts.crc64nvme in {None, request.crc64nvme},',
+        BUCKET_TESTS,
+    ),
+    Mutation(
+        "take an object under another KMS key",
+        PROOF,
+        '"KMS key": facts.kms_key_arn == storage.kms_key_arn,',
+        '"KMS key": True,',
+        BUCKET_TESTS,
+    ),
+    Mutation(
+        "send bytes that are not the manifest's",
+        UPLOAD,
+        "if checksum_text(crc) != self.plan.crc64nvme:",
+        "if False:",
+        BUCKET_TESTS,
+    ),
+    Mutation(
+        "swallow a cancellation",
+        S3,
+        "    except _SILENCE as error:",
+        "    except BaseException as error:",
+        WIRE_TESTS,
+    ),
+    Mutation(
+        "leave the abort of an upload open to cancellation",
+        UPLOAD,
+        "with anyio.move_on_after(ABORT_S, shield=True), contextlib",
+        "with anyio.move_on_after(ABORT_S), contextlib",
+        CANCEL_TESTS,
+    ),
+)
