@@ -302,8 +302,11 @@ async def test_every_request_names_owner_key_and_condition() -> None:
         client.meta.events.register("before-send.s3", note)
         destination = S3Destination(client, STORAGE)
         await destination.put(REQUEST, BODY)
+        await destination.complete_multipart(REQUEST, "u-1", [PART])
         await destination.delete("a/key")
-    put, delete = heads
+    put, complete, delete = heads
+    for expected in (b"111122223333", b"('if-none-match'", b"x-amz-checksum-crc64nvme", b"x-amz-mp-object-size"):
+        assert expected in complete
     for expected in (b"111122223333", b"('if-none-match'", STORAGE.kms_key_arn.encode(), b"aws:kms", b"crc64nvme"):
         assert expected in put
     assert b"111122223333" in delete
