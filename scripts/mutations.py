@@ -80,8 +80,7 @@ MUTATIONS = (
         "unlink before the receipt",
         COMMIT,
         "        self._flush(group)\n        # A handle",
-        "        for pending in _alive(group):\n"
-        "            self._attempt([pending], partial(self._unlink, pending.commit))\n"
+        "        self._unlink([path for pending in _alive(group) for path in pending.commit.unlinks])\n"
         "        self._flush(group)\n        # A handle",
         DISK_TESTS,
     ),

@@ -13,6 +13,13 @@ def no_settings_of_the_caller() -> None:
         del os.environ[name]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the slow ones the time that they take on a busy machine; only one that hangs takes longer."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(1800))
+
+
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
     """Print what tests counted, whether they passed or not."""
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]

@@ -191,10 +191,9 @@ class _Upload:
 
     async def _in_parts(self, request: PutRequest) -> ObjectFacts:
         """Write by multipart upload. Raises `ObjectExistsError`."""
-        # Also where the key turns out to be taken: the recording goes elsewhere then, and nobody would look here again.
-        await _abort_unfinished(self.destination, request.key)
-        # Asked before, because a taken key would only show when all of the bytes have been sent.
+        # Asked first, because a taken key would only show when all of the bytes have been sent.
         await self._expect_nothing(request)
+        await _abort_unfinished(self.destination, request.key)
         for _ in range(FRESH_UPLOADS):
             try:
                 return await self._multipart(request)
@@ -243,6 +242,9 @@ class _Upload:
             )
         match compare(request, self.plan.storage, facts):
             case Verdict.FOREIGN:
+                if request.size_bytes > PART_BYTES:
+                    # The recording goes elsewhere, and nobody would look here again.
+                    await _abort_unfinished(self.destination, request.key)
                 return None
             case Verdict.MINE_OTHER_BYTES:
                 raise DestinationConflictError("the object of this recording holds other bytes; ours are kept here")

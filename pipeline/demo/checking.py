@@ -165,7 +165,7 @@ def _found(sample: Sample, recording_id: str | None, events: Sequence[Mapping[st
 
 def _receipt(running: Running, recording_id: str) -> Mapping[str, Any] | None:
     """Find a recording's receipt in the interim store."""
-    for path in Path(running.directory, "artifacts").glob("??/*.done"):
+    for path in Path(running.directory, "artifacts").glob("*/*.done"):
         receipt: dict[str, Any] = json.loads(path.read_bytes())
         if receipt["recordingId"] == recording_id:
             return receipt

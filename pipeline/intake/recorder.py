@@ -198,6 +198,8 @@ class Recorder:
             await self._moves.finish_seal(reception, recovered.manifest)
             self._came(reception)
             return None
+        if name.generation == 1 and not reception.told:
+            self._moves.tell_begun(reception)
         return reception
 
     async def is_known(self, tenant: Tenant, kind: Kind, source_id: str) -> bool:
@@ -437,7 +439,8 @@ class Recorder:
         for old in unfinished:
             if old.attached or not await self._history.contains(reception, old):
                 continue
-            # What was acknowledged of the old one must be durable in the new one first.
+            # What was acknowledged of the old one must be durable in the new one first, and what was to be told of it.
+            reception.writer.lines += old.writer.lines
             await reception.writer.sync()
             await self.drop(old, "continued")
             generation = min(generation, old.name.generation)

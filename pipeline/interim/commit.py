@@ -6,9 +6,11 @@ What a commit asks for happens in this order, each step durable before the next:
 2. sync artifact files, the directories of new ones, volumes of buckets on this machine, and the files of step 1;
 3. append lines to the logs (audit, status events) and sync those;
 4. rename, and sync each directory whose names changed;
-5. unlink what the renames made superfluous (not synced: the scan at start does it again).
+5. unlink what the renames made superfluous (not synced: the scan at start does it again; what the disk refuses to
+   remove is tried again with later commits).
 
-A commit is acknowledged only when all of it holds; a failing one takes no other with it, but for what they share.
+A commit is acknowledged only when all of it holds, but for the last step; a failing one takes no other with it, but
+for what they share.
 """
 
 import contextlib
@@ -79,6 +81,8 @@ class GroupCommit:
         self._in_hand: list[Pending] = []
         self._undone: list[tuple[str, str]] = []
         """Renames that the disk would not undo yet: their files are not where they should be."""
+        self._left: dict[str, None] = {}
+        """What is superfluous, and the disk would not remove yet; oldest first."""
         self._wake = anyio.Event()
         self._limiter = anyio.CapacityLimiter(1)
         self._stopping = False
@@ -165,8 +169,7 @@ class GroupCommit:
             if pending.error is not None:
                 self._undone += reversed(pending.commit.renames)
         self._undo_renames()
-        for pending in _alive(group):
-            self._attempt([pending], partial(self._unlink, pending.commit))
+        self._unlink([path for pending in _alive(group) for path in pending.commit.unlinks])
 
     def _attempt(self, concerned: Iterable[Pending], step: Callable[[], None]) -> None:
         try:
@@ -223,6 +226,7 @@ class GroupCommit:
 
     def _rename(self, commit: Commit) -> None:
         for path, _ in commit.files:
+            self._left.pop(path, None)  # a new one now
             self._files.rename(path + ".tmp", path)
         for source, target in commit.renames:
             self._files.rename(source, target)
@@ -239,9 +243,14 @@ class GroupCommit:
                 return
             del self._undone[0]
 
-    def _unlink(self, commit: Commit) -> None:
-        for path in commit.unlinks:
-            self._files.unlink(path)
+    def _unlink(self, paths: list[str]) -> None:
+        """Remove what is superfluous, and one of those that the disk would not remove before. None fails its commit."""
+        for path in (*list(self._left)[:1], *paths):
+            self._left.pop(path, None)
+            try:
+                self._files.unlink(path)
+            except PipelineError:
+                self._left[path] = None
 
 
 def _ended() -> StoppingError:

@@ -167,7 +167,9 @@ class InterimStore:
             return None
         self.index.found(name.artifact_id, found.digests.size_bytes)
         sealer = Sealer(key, found.header, index=found.index, media_offset=found.digests.size_bytes)
-        return self._writer(name, handle, sealer, found.digests, found.tally, end=found.end, synced=found.end), found
+        # Nothing vouches for log lines that went with its first sync: until the next one, no segment shall.
+        synced = found.end if found.vouched else 0
+        return self._writer(name, handle, sealer, found.digests, found.tally, end=found.end, synced=synced), found
 
     # --- moves
 

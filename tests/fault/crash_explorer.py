@@ -59,6 +59,8 @@ class Moment:
 
     where: str
     world: World
+    done: int
+    """Operations that the disk was asked for before it."""
 
 
 class Recorder:
@@ -84,7 +86,8 @@ class Recorder:
     def take(self, step: str) -> None:
         """Take one."""
         copy = self._world.copy(self._world.disk.snapshot())
-        self.moments.append(Moment(f"{self._before}; step {len(self.moments)}, {step}".removeprefix("; "), copy))
+        where = f"{self._before}; step {len(self.moments)}, {step}".removeprefix("; ")
+        self.moments.append(Moment(where, copy, len(self._world.disk.done)))
 
     def _on_disk(self, _number: int, operation: str, path: str) -> None:
         if operation not in _HARMLESS:

@@ -133,6 +133,19 @@ async def test_a_name_that_can_not_be_given_back_at_once_is_given_back_later() -
         assert sorted(disk.names("/d")) == ["log.jsonl", "open"]
 
 
+async def test_what_the_disk_will_not_remove_fails_no_commit_and_is_removed_later() -> None:
+    disk = a_disk()
+    for name in ("one", "two", "other"):
+        disk.close(disk.create(f"/d/{name}"))
+    async with committing(disk) as commits:
+        disk.refuse("unlink", error=EIO, times=2)
+        await commits.commit(Commit(unlinks=("/d/one", "/d/two")))
+        await commits.commit(Commit(unlinks=("/d/other",)))
+        await commits.commit(Commit(files=(("/d/two", b"a new one"),)))
+        await commits.commit(Commit())
+    assert disk.tree() == {"/d/two": b"a new one"}
+
+
 def test_a_directory_that_could_not_be_made_durable_is_removed(tmp_path: Path) -> None:
     class Failing(Disk):
         def sync_directory(self, path: str) -> None:

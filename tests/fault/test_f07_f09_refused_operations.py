@@ -30,8 +30,8 @@ REFUSALS: tuple[tuple[Error, int | None], ...] = (
     (StoreBusyError, None),
 )
 """What is raised, and how often: `None` is until the disk heals."""
-CUTS = 3
-"""Power cuts during the journey, for each refusal."""
+CUTS, SOON = 3, 60
+"""For each refusal, power cuts during the journey, within so many operations after it."""
 _TRIES = 10
 
 
@@ -78,6 +78,7 @@ async def suffer(refusal: Refusal) -> None:
     world, chance = new_world(), random.Random(refusal.number)
     try:
         async with node(world) as process:
+            first = len(world.disk.done) + refusal.number
             world.disk.fail(refusal.number, refusal.error("refused"), times=refusal.times)
             with Recorder(world, str(refusal)) as recorder:
                 await endured(process, STEPS)
@@ -90,7 +91,8 @@ async def suffer(refusal: Refusal) -> None:
         judge(world, returning=True, at_once=False)
         for disk in _cut(world.disk):
             await to_the_end(world.copy(disk), returning=False, at_once=False)
-        for moment in chance.sample(recorder.moments, CUTS):
+        after = [moment for moment in recorder.moments if first < moment.done < first + SOON]
+        for moment in chance.sample(after, min(CUTS, len(after))):
             await _cut_at(moment, chance)
     except BaseException as error:
         error.add_note(str(refusal))

@@ -81,9 +81,8 @@ def scaled(chance: random.Random) -> Iterator[None]:
     logged; ids and all else that the interpreter draws from the system come from a seed. Salts come from the
     cryptography library and stay what they are: nothing depends on them.
     """
-    before = structlog.get_config()
     drawn = random.Random(chance.getrandbits(64))
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, silent():
         for module, name, value in (
             (pipeline.delivery.upload, "PART_BYTES", PART_BYTES),
             (pipeline.delivery.upload, "MIB", 1),
@@ -98,13 +97,20 @@ def scaled(chance: random.Random) -> Iterator[None]:
             (random, "_urandom", drawn.randbytes),
         ):
             patch.setattr(module, name, value)
-        structlog.configure(
-            wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL), cache_logger_on_first_use=False
-        )
-        try:
-            yield
-        finally:
-            structlog.configure(**before)
+        yield
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Log nothing: it would take most of the time."""
+    before = structlog.get_config()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL), cache_logger_on_first_use=False
+    )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 async def _run_in_place(

@@ -116,7 +116,6 @@ async def test_a_group_shares_what_can_be_shared(tmp_path: Path) -> None:
         ("sync", "bad.done.tmp"),
         ("rename", "bad.done"),
         ("rename", "bad.sealed"),
-        ("unlink", "bad.sealed"),
     ],
 )
 @pytest.mark.parametrize("error", [StoreIoError("EIO"), StoreFullError("ENOSPC")])
