@@ -101,8 +101,7 @@ class Service:
     async def configured(self) -> None:
         """Look again at what is held, and for poison that a person gave back: the configuration was read again."""
         store, dispatcher = self._parts.store, self._parts.dispatcher
-        for name in returned(store.index, await anyio.to_thread.run_sync(store.moved_poison)):
-            dispatcher.add(name)
+        dispatcher.add_all(returned(store.index, await anyio.to_thread.run_sync(store.moved_poison)))
         dispatcher.retry_now()
 
     async def _serve(
@@ -139,13 +138,12 @@ class Service:
         scanned = await anyio.to_thread.run_sync(parts.store.scan)
         parts.holds.load()
         await anyio.to_thread.run_sync(parts.missing.load)
-        waiting = [name for name in parts.store.index if name.is_waiting]
-        for name in parts.store.index:
-            tenant_of = parts.tenants.get(name.instance_id)
+        for (instance, key), (artifacts, size_bytes) in parts.store.index.by_data_key().items():
+            tenant_of = parts.tenants.get(instance)
             if tenant_of is not None:
-                tenant_of.ring.used(name.key_id, 1, name.size_bytes or 0)
-        for name in waiting:
-            parts.dispatcher.add(name)
+                tenant_of.ring.used(key, artifacts, size_bytes)
+        waiting = [name for name in parts.store.index if name.is_waiting]
+        parts.dispatcher.add_all(waiting)
         log.info(
             "service.recovered",
             open=parts.store.index.count(State.OPEN),

@@ -4,6 +4,7 @@ Recordings of all instances arrive at a steady rate, twice: once with every buck
 connections and never answers. What counts is the ratio of the others' 99th percentiles, from arrival to proof.
 """
 
+import argparse
 import asyncio
 import json
 import random
@@ -231,7 +232,7 @@ async def once(directory: Path, *, dead: bool, seconds: float, rate: float) -> l
     return sorted(run.waited)
 
 
-async def measure(*, rounds: int = 3, seconds: float = 10.0, rate: float = 40.0) -> Fairness:
+async def measure(*, rounds: int, seconds: float, rate: float) -> Fairness:
     """Measure both in turn, and put each one's rounds together."""
     found: dict[bool, list[float]] = {False: [], True: []}
     with tempfile.TemporaryDirectory() as directory:
@@ -245,7 +246,12 @@ async def measure(*, rounds: int = 3, seconds: float = 10.0, rate: float = 40.0)
 
 def main() -> int:
     """Print the figures as JSON; fail if the others wait more than a tenth longer."""
-    figures = asyncio.run(measure())
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=10.0, help="that each of a round's two runs is measured")
+    parser.add_argument("--rate", type=float, default=40.0, help="recordings that arrive in a second")
+    chosen = parser.parse_args()
+    figures = asyncio.run(measure(rounds=chosen.rounds, seconds=chosen.seconds, rate=chosen.rate))
     answer = {
         "instances": INSTANCES,
         "recordings": figures.recordings,

@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from progress import say
+
 from pipeline.config import load_instances
 from pipeline.embedded import Embedded, attached
 from pipeline.ids import Kind
@@ -208,11 +210,6 @@ def make_files(folder: Path, load: Load) -> Path:
             for at in range(0, load.size_bytes, MIB):
                 file.write(os.urandom(min(MIB, load.size_bytes - at)))
     return target
-
-
-def say(text: str) -> None:
-    """Tell progress."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def measure(loads: list[Load], rounds: int, folder: Path) -> dict[str, list[tuple[Figures, Figures]]]:

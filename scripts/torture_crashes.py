@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 
+from progress import say
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torture_ground import TortureError, say
+from torture_ground import TortureError
 from torture_outcome import Outcome
 
 from tests.simulation.crashes import Found, first, simulate

@@ -6,7 +6,6 @@ Both servers are this process's children, as the service would run them, so that
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -86,8 +85,3 @@ def _at_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(children, "RETRY_MOST_S", 0.5)
         yield
-
-
-def say(text: str) -> None:
-    """Tell progress."""
-    print(text, file=sys.stderr, flush=True)

@@ -15,7 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import anyio
-from torture_ground import Ground, Server, TortureError, ground, say
+from progress import say
+from torture_ground import Ground, Server, TortureError, ground
 from torture_load import Load
 from torture_oracle import Oracle
 from torture_outcome import Outcome

@@ -9,7 +9,8 @@ import logging
 import random
 import sys
 
-from torture_ground import TortureError, say
+from progress import say
+from torture_ground import TortureError
 from torture_kill import kill_rounds
 from torture_outcome import Outcome
 from torture_soak import soak

@@ -17,9 +17,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import anyio
+from progress import say
 from torture_faults import AWS_SHAPED, Fault, Faults, broken_between, dealt
 from torture_gauge import MIB, Sample, growth, look, told
-from torture_ground import Ground, TortureError, prepared, say
+from torture_ground import Ground, TortureError, prepared
 from torture_hostile import HOSTILE
 from torture_kill import examine, scratch
 from torture_load import Load, asked

@@ -147,8 +147,13 @@ class Site:
     async def versions(self, party: Party) -> list[str]:
         """Keys of all versions in a bucket, delete markers too."""
         async with open_client("s3", self.reader) as s3:
-            answer = await s3.list_object_versions(Bucket=party.bucket)
-            return [each["Key"] for part in ("Versions", "DeleteMarkers") for each in answer.get(part, [])]
+            pages = s3.get_paginator("list_object_versions").paginate(Bucket=party.bucket)
+            return [
+                each["Key"]
+                async for page in pages
+                for part in ("Versions", "DeleteMarkers")
+                for each in page.get(part, [])
+            ]
 
     async def unfinished(self, party: Party) -> list[str]:
         """Keys of multipart uploads that nobody ended."""
@@ -331,14 +336,8 @@ async def _make_buckets(site: Site) -> None:
 
 
 async def _keys(s3: Any, bucket: str) -> list[str]:
-    keys: list[str] = []
-    more: dict[str, str] = {}
-    while True:
-        answer = await s3.list_objects_v2(Bucket=bucket, **more)
-        keys += [each["Key"] for each in answer.get("Contents", [])]
-        if not answer.get("IsTruncated"):
-            return keys
-        more = {"ContinuationToken": answer["NextContinuationToken"]}
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+    return [each["Key"] async for page in pages for each in page.get("Contents", [])]
 
 
 def _lines(paths: Iterable[Path]) -> list[dict[str, Any]]:

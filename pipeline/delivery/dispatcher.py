@@ -6,7 +6,8 @@ what no retry can help puts the artifact aside with its bytes. An exception that
 and tried again, and parks that artifact alone for an hour after the tenth time.
 """
 
-from collections.abc import Awaitable, Callable
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
 
 import anyio
@@ -14,7 +15,7 @@ import anyio.abc
 import structlog
 
 from pipeline.delivery.holds import KEYS, Holds, data_key_scope
-from pipeline.delivery.lanes import Backoff, Lane, Lanes, Places
+from pipeline.delivery.lanes import Backoff, Lane, LaneKey, Lanes, Places
 from pipeline.errors import (
     DeferError,
     DestinationBusyError,
@@ -72,11 +73,21 @@ class Dispatcher:
 
     def add(self, name: ArtifactName) -> None:
         """Let a sealed artifact wait for its turn."""
-        lane = self._lanes[name.instance_id, name.kind]
-        if lane.held_until is None and self._holds.get(name.instance_id, name.kind) is not None:
-            lane.held_until = self._clock.monotonic()  # from before a restart: look at once
-        lane.add(name.artifact_id)
-        self._lanes.look(lane, self._clock.monotonic())
+        self.add_all([name])
+
+    def add_all(self, names: Iterable[ArtifactName]) -> None:
+        """Let sealed artifacts wait for their turn; they may be very many."""
+        lanes: defaultdict[LaneKey, list[ArtifactId]] = defaultdict(list)
+        for name in names:
+            lanes[name.instance_id, name.kind].append(name.artifact_id)
+        now = self._clock.monotonic()
+        for key, artifacts in lanes.items():
+            lane = self._lanes[key]
+            if lane.held_until is None and self._holds.get(*key) is not None:
+                lane.held_until = now  # from before a restart: look at once
+            for artifact in artifacts:
+                lane.add(artifact)
+            self._lanes.look(lane, now)
         self._wake.set()
 
     def retry_now(self) -> None:

@@ -109,6 +109,7 @@ class ContactTable:
         self._entries: OrderedDict[tuple[InstanceId, str], _Entry] = OrderedDict()
         self.awaited = Awaited()
         """What was announced and has not come; remembered when its contact is forgotten."""
+        self._untold: dict[RecordingId, tuple[Contact, Expected]] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -126,6 +127,18 @@ class ContactTable:
                 return each.recording_id
         awaited = self.awaited.find(instance_id, contact, kind, source_id)
         return None if awaited is None else awaited.announced.recording_id
+
+    def untold(self, instance_id: InstanceId) -> dict[RecordingId, tuple[Contact, Expected]]:
+        """Give the announced recordings of an instance whose INITIATED may not be durable."""
+        return {recording: known for recording, known in self._untold.items() if known[0].instance_id == instance_id}
+
+    def is_told(self, recording: RecordingId) -> bool:
+        """Tell whether INITIATED of an announced recording is durable."""
+        return recording not in self._untold
+
+    def told(self, recording: RecordingId) -> None:
+        """Take note that INITIATED of an announced recording is durable."""
+        self._untold.pop(recording, None)
 
     def merge(self, instance_id: InstanceId, event: Incoming, heard: datetime | None = None) -> ContactChange | None:
         """Take an event of `instance_id`, whatever instance it claims; `None` if it is of no contact.
@@ -189,9 +202,12 @@ class ContactTable:
             entry.contact = replace(entry.contact, expected=(*others, after)[-MAX_EXPECTED:])
         if before is None:
             self._await(entry.contact, after, heard)
+        is_new = before is None and awaited is None
+        if is_new:
+            self._untold[after.recording_id] = (entry.contact, after)
         return ContactChange(
             contact=entry.contact,
-            announced=after if before is None and awaited is None else None,
+            announced=after if is_new else None,
             stopped=after if after.end is not None and known.end is None else None,
         )
 

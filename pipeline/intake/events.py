@@ -55,8 +55,6 @@ class EventIntake:
         self._contacts = contacts
         self._replay = replay
         self._trail = trail
-        self._untold: dict[RecordingId, tuple[Contact, Expected]] = {}
-        """Announced recordings whose INITIATED is not durable yet."""
 
     async def take(self, tenant: Tenant, body: bytes) -> int:
         """Take one event or a list; give their number when all are durable.
@@ -74,7 +72,7 @@ class EventIntake:
             if len(event.raw) > MAX_EVENT_BYTES:
                 raise RefuseError(f"one event may have at most {MAX_EVENT_BYTES} bytes", field=f"[{index}]")
         await self._replay.done(tenant)
-        changes = [self._merge(tenant, event) for event in incoming]
+        changes = [self._contacts.merge(tenant.instance.instance_id, event) for event in incoming]
         await self._write_journal(tenant, incoming, changes)
         await self._append_chats(tenant, incoming)
         for event, change in zip(incoming, changes, strict=True):
@@ -82,12 +80,6 @@ class EventIntake:
         return len(incoming)
 
     # --- inside
-
-    def _merge(self, tenant: Tenant, event: Incoming) -> ContactChange | None:
-        change = self._contacts.merge(tenant.instance.instance_id, event)
-        if change is not None and change.announced is not None:
-            self._untold[change.announced.recording_id] = (change.contact, change.announced)
-        return change
 
     async def _write_journal(
         self, tenant: Tenant, incoming: Sequence[Incoming], changes: Sequence[ContactChange | None]
@@ -100,19 +92,15 @@ class EventIntake:
         ]
         if not entries:
             return
-        mine = {
-            recording: known
-            for recording, known in self._untold.items()
-            if known[0].instance_id == tenant.instance.instance_id
-        }
+        untold = self._contacts.untold(tenant.instance.instance_id)
         lines: list[LogLine] = []
-        for recording, (contact, expected) in mine.items():
+        for recording, (contact, expected) in untold.items():
             if await self._chats.is_begun(tenant, contact.contact, expected):
                 continue  # its own INITIATED was told with its first bytes
             lines.append(self._initiated(tenant, contact, recording, expected))
         await self._journal.append(tenant, entries, lines)
-        for recording in mine:
-            self._untold.pop(recording, None)
+        for recording in untold:
+            self._contacts.told(recording)
 
     async def _append_chats(self, tenant: Tenant, incoming: Sequence[Incoming]) -> None:
         by_contact: dict[str, list[ChatMessage]] = {}

@@ -50,6 +50,8 @@ class Replayed:
     entry: JournalEntry
     arrived: datetime | None
     """When it was taken."""
+    vouched: bool
+    """It was acknowledged, with the log lines that it caused: something was written when it was known to be durable."""
 
 
 @dataclass(slots=True)
@@ -59,7 +61,9 @@ class _OpenFile:
     day: date
     key_id: KeyId
     sealer: Sealer
-    synced: bool = False
+    end: int = HEADER_SIZE
+    durable: int = 0
+    """As far as it was acknowledged."""
     broken: bool = False
     users: int = 0
     """Commits under way: until the last is done, the handle must not become another file's."""
@@ -88,8 +92,11 @@ class Journal:
         file.users += 1
         try:
             for batch in _batches(entries, self._clock):
-                self._files.append(file.handle, [file.sealer.seal(SegmentType.EVENT, batch, 0)])
-            directories = () if file.synced else (file.directory,)
+                segment = file.sealer.seal(SegmentType.EVENT, batch, file.durable)
+                self._files.append(file.handle, [segment])
+                file.end += len(segment)
+            end = file.end
+            directories = () if file.durable else (file.directory,)
             await self._commits.commit(Commit(handles=(file.handle,), directories=directories, lines=tuple(lines)))
             if file.broken:
                 # Another sync of this file failed first: that this one did not proves nothing.
@@ -103,7 +110,7 @@ class Journal:
         finally:
             file.users -= 1
             self._close_unused(instance_id, file)
-        file.synced = True
+        file.durable = max(file.durable, end)
 
     async def replay(self, tenant: Tenant) -> AsyncIterator[Replayed]:
         """Give the events of the last days, oldest file first; a file that is damaged gives what precedes the damage.
@@ -122,8 +129,11 @@ class Journal:
                     continue
                 with contextlib.closing(self._read(f"{directory}/{name}", tenant, key)) as segments:
                     while (segment := await anyio.to_thread.run_sync(next, segments, None)) is not None:
-                        for replayed in filter(None, map(_replayed, segment)):
-                            yield replayed
+                        records, vouched = segment
+                        for record in records:
+                            replayed = _replayed(record, vouched=vouched)
+                            if replayed is not None:
+                                yield replayed
 
     def sweep(self, instance_id: InstanceId, oldest: date) -> int:
         """Remove the files of days before `oldest`; give their number."""
@@ -193,8 +203,8 @@ class Journal:
         first = min(days[-1], self._clock.now().date()) - timedelta(days=REPLAYED_DAYS)
         return [str(day) for day in days if day >= first]
 
-    def _read(self, path: str, tenant: Tenant, key: DataKey) -> Generator[list[Record]]:
-        """Give a file's records, segment by segment, as far as they can be read."""
+    def _read(self, path: str, tenant: Tenant, key: DataKey) -> Generator[tuple[list[Record], bool]]:
+        """Give a file's records, segment by segment, as far as they can be read; and whether they are vouched for."""
         try:
             handle = self._files.open(path)
         except (FileNotFoundError, StoreIoError):
@@ -212,13 +222,23 @@ class Journal:
         finally:
             self._files.close(handle)
 
-    def _records(self, handle: int, opener: Opener) -> Iterator[list[Record]]:
+    def _records(self, handle: int, opener: Opener) -> Iterator[tuple[list[Record], bool]]:
+        vouched = 0
+        with contextlib.suppress(SegmentForgedError):  # of a torn tail
+            for entry in self._entries(handle):
+                vouched = entry.frame.durable
+        for entry in self._entries(handle):
+            sealed = self._files.read(handle, entry.position, entry.frame.sealed_size)
+            records = decode_records(opener.open(entry.frame, entry.index, entry.media_offset, sealed))
+            yield records, entry.end <= vouched
+
+    def _entries(self, handle: int) -> Iterator[Entry]:
+        """Give where segments lie, as far as that can be read."""
         size, at = self._files.size(handle), HEADER_SIZE
         entry: Entry | None = None
         while at < size:
             entry = next_entry(entry, self._files.read(handle, at, FRAME_PREFIX), size)
-            sealed = self._files.read(handle, entry.position, entry.frame.sealed_size)
-            yield decode_records(opener.open(entry.frame, entry.index, entry.media_offset, sealed))
+            yield entry
             at = entry.end
 
 
@@ -231,12 +251,12 @@ def _day(text: str) -> date | None:
     return day if str(day) == text else None
 
 
-def _replayed(record: Record) -> Replayed | None:
+def _replayed(record: Record, *, vouched: bool) -> Replayed | None:
     """Read one record; None for what a newer version may have written beside the events."""
     if record.type != EVENT:
         return None
     try:
-        return Replayed(msgspec.json.decode(record.data, type=JournalEntry), record.arrived)
+        return Replayed(msgspec.json.decode(record.data, type=JournalEntry), record.arrived, vouched)
     except msgspec.ValidationError:
         log.warning("journal.not_replayed", reason="not an event of this version")
         return None

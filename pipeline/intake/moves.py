@@ -1,9 +1,9 @@
 """The moves of an open artifact, each with its status event and audit record: begun, sealed, dropped, rejected."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import structlog
+from msgspec.structs import replace
 
 from pipeline.crypt.contents import Manifest, encode_manifest
 from pipeline.crypt.segments import SegmentType

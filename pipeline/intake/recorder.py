@@ -128,7 +128,8 @@ class Recorder:
         reception = self._remember(tenant, writer, head, tags, created)
         reception.ended = source.ended
         if name.generation == 1:
-            reception.told = expected is not None
+            # Bytes may come before their announcement is durable, if it ever will be.
+            reception.told = given_up is not None or (expected is not None and self._contacts.is_told(expected))
             self._moves.tell_begun(reception)
         return reception
 

@@ -76,7 +76,9 @@ class Replay:
         self._names.next = None if known is None else RecordingId(UUID(known))
         try:
             for event in parse(bytes(replayed.entry.event)):
-                self._contacts.merge(instance_id, event, replayed.arrived)
+                change = self._contacts.merge(instance_id, event, replayed.arrived)
+                if replayed.vouched and change is not None and change.announced is not None:
+                    self._contacts.told(change.announced.recording_id)
         except RefuseError as error:
             # It was taken once; what is known of one contact is not worth more than all that comes in.
             log.warning("journal.not_replayed", instance=str(instance_id), field=error.field)

@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from pipeline.errors import HaltError, PipelineError, SegmentForgedError, StoreIoError
+from pipeline.ids import ArtifactId
 from pipeline.interim.index import Index
 from pipeline.interim.states import SHARDS, ArtifactName, State, parse_name
 from pipeline.ports import FileSystem
@@ -68,6 +69,15 @@ class Scan:
     def _shard(self, shard: str) -> None:
         names = self._listed(shard)
         receipts = {name.artifact_id: name for name in names if name.standing is State.DELIVERED}
+        if receipts:
+            names = self._settled(shard, names, receipts)
+        for name in names:
+            self._index.put(name)
+
+    def _settled(
+        self, shard: str, names: list[ArtifactName], receipts: dict[ArtifactId, ArtifactName]
+    ) -> list[ArtifactName]:
+        """End the deliveries whose receipt is durable; give what is left."""
         for name in names:
             receipt = receipts.get(name.artifact_id)
             if name.standing is not State.SEALED or receipt is None:
@@ -76,11 +86,8 @@ class Scan:
                 self._finished += self._removed(name.path)
             else:
                 self._aside(shard, str(receipts.pop(name.artifact_id)))
-        for name in names:
-            is_gone = name.standing is State.SEALED and name.artifact_id in receipts
-            is_aside = name.standing is State.DELIVERED and name.artifact_id not in receipts
-            if not is_gone and not is_aside:
-                self._index.put(name)
+        stays = {State.SEALED: False, State.DELIVERED: True}
+        return [name for name in names if stays.get(name.standing) in (None, name.artifact_id in receipts)]
 
     def _listed(self, shard: str) -> list[ArtifactName]:
         """Give the artifacts of a shard; what is not ours is moved away, what was being written aside is removed."""

@@ -7,7 +7,6 @@ touches the file holds the lock, closing it included, and a sync under way is wa
 closed may be another file's by the time it is used.
 """
 
-import contextlib
 import hashlib
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -98,6 +97,7 @@ class _Behind:
     """A sync under way, and how far the file and the media will be durable with it."""
 
     pending: Pending
+    lines: tuple[LogLine, ...]
     end: int
     taken: int
 
@@ -232,6 +232,7 @@ class ArtifactWriter:
                 try:
                     await self._commits.commit(Commit(handles=(self.handle,), lines=every, renames=(rename,)))
                 except DeferError:
+                    self._untold(every)
                     await self._fail()
                     raise
         finally:
@@ -250,8 +251,10 @@ class ArtifactWriter:
             return
         self._broken = True
         if self._behind is not None:  # it uses the descriptor
-            with contextlib.suppress(PipelineError):
+            try:
                 await self._behind.pending.wait()
+            except PipelineError:
+                self._untold(self._behind.lines)
         self._files.close(self.handle)
 
     async def _fail(self) -> None:
@@ -262,6 +265,10 @@ class ArtifactWriter:
     def _take_lines(self) -> tuple[LogLine, ...]:
         lines, self.lines = tuple(self.lines), []
         return lines
+
+    def _untold(self, lines: Sequence[LogLine]) -> None:
+        """Keep lines that may not be on the disk, for whoever goes on with this recording; told twice is harmless."""
+        self.lines[:0] = lines
 
     def _check_open(self) -> None:
         self._check()
@@ -278,8 +285,9 @@ class ArtifactWriter:
 
     def _sync_begun(self) -> _Behind:
         directories = () if self._synced else (self.path.rpartition("/")[0],)
-        commit = Commit(handles=(self.handle,), directories=directories, lines=self._take_lines())
-        return _Behind(self._commits.submit(commit), self._end, self.digests.size_bytes)
+        lines = self._take_lines()
+        commit = Commit(handles=(self.handle,), directories=directories, lines=lines)
+        return _Behind(self._commits.submit(commit), lines, self._end, self.digests.size_bytes)
 
     async def _caught_up(self) -> None:
         """Wait for the sync that is under way, if one is."""

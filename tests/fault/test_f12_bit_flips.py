@@ -204,7 +204,7 @@ def neighbours(text: str) -> Iterator[str]:
 
 
 def changed(name: ArtifactName, other: ArtifactName) -> set[str]:
-    return {field for field in ArtifactName.__slots__ if getattr(name, field) != getattr(other, field)}
+    return {field for field in ArtifactName.__struct_fields__ if getattr(name, field) != getattr(other, field)}
 
 
 async def test_no_artifact_with_a_flipped_bit_in_its_name_is_delivered_as_another(tmp_path: Path) -> None:

@@ -129,6 +129,36 @@ async def test_events_that_were_not_durable_count_when_they_come_again(tmp_path:
         assert process.contacts.get(A, CONTACT) == known
 
 
+async def test_bytes_that_come_before_their_announcement_is_durable_tell_that_they_begun(tmp_path: Path) -> None:
+    world = World(root=tmp_path)
+    async with node(world) as process:
+        await process.a.ring.active()
+        process.files.refuse("sync", ".journal")
+        with pytest.raises(StoreIoError):
+            await take(process, started())
+        answer = await process.upload(source(contact=CONTACT), b"bytes")
+        expected = [f"INITIATED {answer.recording_id}", f"COMPLETED {answer.recording_id}"]
+        assert list(told(world).values()) == expected
+        await take(process, started())
+    assert list(told(world).values()) == expected
+
+
+async def test_an_announcement_that_nobody_vouches_for_is_told_by_its_bytes(tmp_path: Path) -> None:
+    """A crash between the journal and the log of events: the one may be durable without the other."""
+    world = World(root=tmp_path)
+    log = tmp_path / "events" / f"{A}.jsonl"
+    async with node(world) as process:
+        await take(process, started(source_id="call-1"))
+        await take(process, started(source_id="call-2"))
+    first, second = told(world)
+    log.write_bytes(b"")
+    async with node(world) as process:
+        for number in (1, 2):
+            await process.upload(source(f"call-{number}", contact=CONTACT), b"bytes of %d" % number)
+    assert first not in told(world)  # something was written after it was acknowledged
+    assert second in told(world)
+
+
 async def test_a_foreign_instance_is_refused_and_nothing_of_the_list_is_taken(tmp_path: Path) -> None:
     world = World(root=tmp_path)
     async with node(world) as process:

@@ -5,6 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
@@ -103,7 +104,7 @@ async def test_the_oldest_is_found_among_many_that_came_and_went(tmp_path: Path)
         [name] = process.store.index
         index = process.store.index
         for number in range(1, 5000):
-            other = replace(name, artifact_id=ArtifactId(UUID(int=name.artifact_id.int + number)))
+            other = msgspec.structs.replace(name, artifact_id=ArtifactId(UUID(int=name.artifact_id.int + number)))
             index.put(other)
             index.put(other.delivered())
             index.remove(other.artifact_id)

@@ -50,6 +50,17 @@ async def test_events_are_durable_when_they_are_answered(tmp_path: Path) -> None
         assert await replayed(process) == [1, 2]
 
 
+async def test_what_was_written_after_an_event_was_acknowledged_vouches_for_it(tmp_path: Path) -> None:
+    world = World(root=tmp_path)
+    async with node(world) as process:
+        for number in range(3):
+            await process.journal.append(process.a, [entry(number)], [])
+        assert [each.vouched async for each in process.journal.replay(process.a)] == [True, True, False]
+        [path] = files(world)
+        path.write_bytes(path.read_bytes()[:-1])
+        assert [each.vouched async for each in process.journal.replay(process.a)] == [True, False]
+
+
 async def test_a_list_that_is_too_long_for_one_segment_is_spread(tmp_path: Path) -> None:
     world = World(root=tmp_path)
     async with node(world) as process:

@@ -35,7 +35,7 @@ def test_names_say_what_scheduling_needs() -> None:
 
 
 def test_a_recovered_artifact_takes_the_generation_that_became_free() -> None:
-    second = ArtifactName(**{**{f: getattr(OPEN, f) for f in OPEN.__slots__}, "generation": 2})
+    second = ArtifactName(**{**{f: getattr(OPEN, f) for f in OPEN.__struct_fields__}, "generation": 2})
     assert second.sealed(Event.IDLE, generation=1, size_bytes=0).generation == 1
 
 
