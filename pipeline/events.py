@@ -74,6 +74,8 @@ class ContactEvent(ContactEnvelope):
     initiated: datetime | None = None
     connected: datetime | None = None
     disconnected: datetime | None = None
+    met_agent: bool = False
+    """An agent was connected, now or before."""
     previous_contact: str | None = None
     related_contact: str | None = None
 
@@ -245,9 +247,17 @@ def _contact_event(envelope: "_Fields", raw: bytes) -> ContactEvent:
         initiated=detail.time("initiationTimestamp"),
         connected=detail.time("connectedToSystemTimestamp"),
         disconnected=detail.time("disconnectTimestamp"),
+        met_agent=event_type == "CONNECTED_TO_AGENT" or _met_agent(detail),
         previous_contact=detail.text("previousContactId"),
         related_contact=detail.text("relatedContactId"),
     )
+
+
+def _met_agent(detail: "_Fields") -> bool:
+    """Tell whether an event of a later time says so; an event may have any of these in its place."""
+    if not isinstance(detail.find("agentInfo")[1], dict):
+        return False
+    return detail.object("agentInfo").time("connectedToAgentTimestamp") is not None
 
 
 def _chat_message(envelope: "_Fields", raw: bytes) -> ChatMessage:

@@ -83,6 +83,8 @@ class Instance:
     """Hex SHA-256 of each token that may write."""
     storage: Mapping[Kind, Storage] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
+    expects: tuple[str, ...] = ()
+    """What each contact that meets an agent has to bring, by the end of the URL that it is put to (`voice.wav`)."""
 
     @property
     def arn(self) -> str:
@@ -107,6 +109,9 @@ ALIAS = r"^[A-Za-z0-9](?:[A-Za-z0-9-]{0,43}[A-Za-z0-9])?\Z"
 _Alias = Annotated[str, Meta(pattern=ALIAS)]
 _AssociationId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,100}\Z")]
 _Region = Annotated[str, Meta(pattern=r"^[a-z]{2}(?:-[a-z]+)+-[0-9]{1,2}\Z")]
+_Expected = Annotated[
+    str, Meta(pattern=r"^(?:voice|screen|chat)(?:/[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}|(?:\.[A-Za-z0-9]{1,10})?)\Z")
+]
 _TokenHash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _KEY_ARN = re.compile(r"arn:aws(?:-[a-z]+)*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]{1,64}")
 _BUCKET = re.compile(r"(?!.*\.\.)(?![0-9.]+\Z)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -170,6 +175,7 @@ class _File(Struct, forbid_unknown_fields=True):
     previous_kms_key_arn: str | None = None
     token_sha256: tuple[_TokenHash, ...] = ()
     limits: _Limits = msgspec.field(default_factory=_Limits)
+    expects: Annotated[tuple[_Expected, ...], Meta(max_length=10)] = ()
     storage: tuple[_Association, ...] = ()
 
 
@@ -201,6 +207,7 @@ def parse(text: str, *, name: str) -> Instance:
         token_sha256=given.token_sha256,
         storage=_storage(given.storage),
         limits=Limits(**msgspec.structs.asdict(given.limits)),
+        expects=given.expects,
     )
 
 
@@ -216,6 +223,8 @@ def render(instance: Instance) -> str:
     if instance.previous_kms_key_arn is not None:
         document["previous_kms_key_arn"] = instance.previous_kms_key_arn
     document["token_sha256"] = list(instance.token_sha256)
+    if instance.expects:
+        document["expects"] = list(instance.expects)
     limits = dataclasses.asdict(instance.limits)
     document["limits"] = {name: value for name, value in limits.items() if value is not None}
     document["storage"] = [_association(kind, storage) for kind, storage in sorted(instance.storage.items())]

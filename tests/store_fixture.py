@@ -49,7 +49,13 @@ def _storage(kind: Kind) -> Storage:
     )
 
 
-def instance(instance_id: InstanceId, *, limits: Limits | None = None, token_sha256: tuple[str, ...] = ()) -> Instance:
+def instance(
+    instance_id: InstanceId,
+    *,
+    limits: Limits | None = None,
+    token_sha256: tuple[str, ...] = (),
+    expects: tuple[str, ...] = (),
+) -> Instance:
     return Instance(
         instance_id=instance_id,
         alias="acme",
@@ -59,6 +65,7 @@ def instance(instance_id: InstanceId, *, limits: Limits | None = None, token_sha
         token_sha256=token_sha256,
         storage={kind: _storage(kind) for kind in RECORDINGS},
         limits=limits or Limits(),
+        expects=expects,
     )
 
 

@@ -34,15 +34,26 @@ def parse_address(raw_path: bytes) -> Address | None:
     last = [_text(segment) for segment in segments[6:]]
     if instance is None or not contact or None in last:
         return None
-    kind = (last[0] or "").split(".", 1)[0] if len(last) == 1 else last[0]
-    if kind not in {str(kind) for kind in RECORDINGS} or last[-1] == "":
+    kind = kind_of("/".join(part or "" for part in last))
+    if kind is None or last[-1] == "":
         return None
     try:
         instance_id = InstanceId(UUID(instance))
     except ValueError:
         return None
-    source_id = "/".join([contact, *(part or "" for part in last)])
-    return Address(instance_id, contact, Kind(kind), source_id)
+    return Address(instance_id, contact, kind, source_of(contact, "/".join(part or "" for part in last)))
+
+
+def kind_of(last: str) -> Kind | None:
+    """Give the kind that the end of a path names: `voice`, `voice.wav`, `voice/leg-1.wav`; None if it names none."""
+    word, slash, _ = last.partition("/")
+    word = word if slash else word.partition(".")[0]
+    return next((kind for kind in RECORDINGS if kind == word), None)
+
+
+def source_of(contact: str, last: str) -> str:
+    """Give the source id of what is put there without an `Idempotency-Key`."""
+    return f"{contact}/{last}"
 
 
 def _text(segment: bytes) -> str | None:

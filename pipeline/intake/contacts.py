@@ -10,7 +10,7 @@ The table is a memory, not a record: it is bounded, and the contact that was qui
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +18,7 @@ from uuid import uuid5
 
 from pipeline.events import ChatMessage, ContactEvent, Incoming, OtherEvent, RecordingStarted, RecordingStopped
 from pipeline.ids import InstanceId, Kind, RecordingId
+from pipeline.intake.address import kind_of, source_of
 from pipeline.intake.awaited import Awaited
 
 MAX_CONTACTS = 20_000
@@ -25,6 +26,8 @@ MAX_CONTACTS = 20_000
 MAX_EXPECTED = 100
 """Recordings expected of one contact; the first announced is forgotten first."""
 
+_CHANNELS = {Kind.VOICE: ("VOICE",), Kind.CHAT: ("CHAT",)}
+"""Of contacts that a rule expects such a recording of; a screen may be recorded whatever the agent does."""
 _LAST = frozenset({"COMPLETED", "DISCONNECTED"})
 """Contact events after which no more is recorded."""
 _OBJECT_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,255}")
@@ -64,6 +67,7 @@ class Contact:
     ended: datetime | None = None
     channel: str | None = None
     completed: bool = False
+    met_agent: bool = False
     initial_contact: str | None = None
     expected: tuple[Expected, ...] = ()
 
@@ -79,8 +83,6 @@ class ContactChange:
     contact: Contact
     completed: bool = False
     """The contact's COMPLETED was not known before."""
-    announced: Expected | None = None
-    """A recording that was not known before."""
     stopped: Expected | None = None
     """A recording whose end was not known before."""
 
@@ -140,10 +142,24 @@ class ContactTable:
         """Take note that INITIATED of an announced recording is durable."""
         self._untold.pop(recording, None)
 
-    def merge(self, instance_id: InstanceId, event: Incoming, heard: datetime | None = None) -> ContactChange | None:
-        """Take an event of `instance_id`, whatever instance it claims; `None` if it is of no contact.
+    def merge(
+        self,
+        instance_id: InstanceId,
+        event: Incoming,
+        heard: datetime | None = None,
+        *,
+        expects: Sequence[str] = (),
+        told: bool = False,
+    ) -> ContactChange | None:
+        """Take an event; `None` if it is of no contact.
 
-        `heard` is when it arrived, if that was not just now.
+        Args:
+            instance_id: whose it is, whatever instance it claims.
+            event: the event.
+            heard: when it arrived, if that was not just now.
+            expects: what each contact of this instance that meets an agent has to bring: see `Instance.expects`.
+            told: INITIATED of what it announces is durable.
+
         """
         if isinstance(event, OtherEvent):
             return None
@@ -154,11 +170,13 @@ class ContactTable:
             case ContactEvent():
                 if event.event_type in _LAST or event.disconnected is not None:
                     self.awaited.end(instance_id, event.contact, heard)
-                return _merge_contact_event(entry, mark, event)
+                change = _merge_contact_event(entry, mark, event)
+                self._expect(entry, expects, heard, told=told)
+                return change
             case RecordingStarted():
-                return self._merge_recording(entry, event, heard, start=event.start or event.time)
+                return self._merge_recording(entry, event, heard, told=told, start=event.start or event.time)
             case RecordingStopped():
-                change = self._merge_recording(entry, event, heard, end=event.end or event.time)
+                change = self._merge_recording(entry, event, heard, told=told, end=event.end or event.time)
                 self.awaited.end(instance_id, event.contact, heard, event.source_id)
                 return change
             case ChatMessage():
@@ -180,6 +198,7 @@ class ContactTable:
         event: RecordingStarted | RecordingStopped,
         heard: datetime | None,
         *,
+        told: bool,
         start: datetime | None = None,
         end: datetime | None = None,
     ) -> ContactChange:
@@ -202,14 +221,29 @@ class ContactTable:
             entry.contact = replace(entry.contact, expected=(*others, after)[-MAX_EXPECTED:])
         if before is None:
             self._await(entry.contact, after, heard)
-        is_new = before is None and awaited is None
-        if is_new:
+        if before is None and awaited is None and not told:
             self._untold[after.recording_id] = (entry.contact, after)
         return ContactChange(
             contact=entry.contact,
-            announced=after if is_new else None,
             stopped=after if after.end is not None and known.end is None else None,
         )
+
+    def _expect(self, entry: _Entry, expects: Sequence[str], heard: datetime | None, *, told: bool) -> None:
+        """Announce what a rule says of such a contact. The names that are given out are always the same."""
+        if not entry.contact.met_agent or entry.contact.channel is None:
+            return
+        for last in expects:
+            contact, kind = entry.contact, kind_of(last)
+            if kind is None or contact.channel not in _CHANNELS.get(kind, (contact.channel,)):
+                continue
+            source_id = source_of(contact.contact, last)
+            if contact.expectation(kind, source_id) is not None:
+                continue
+            expected = Expected(kind, source_id, RecordingId(uuid5(contact.instance_id, source_id)))
+            entry.contact = replace(contact, expected=(*contact.expected, expected)[-MAX_EXPECTED:])
+            if self.awaited.find(contact.instance_id, contact.contact, kind, source_id) is None and not told:
+                self._untold[expected.recording_id] = (entry.contact, expected)
+            self._await(entry.contact, expected, heard)
 
     def _await(self, contact: Contact, expected: Expected, heard: datetime | None) -> None:
         self.awaited.announce(contact.instance_id, contact.contact, expected, heard)
@@ -224,6 +258,8 @@ def _merge_contact_event(entry: _Entry, mark: Mark, event: ContactEvent) -> Cont
     if event.initiated is not None and ("started" not in entry.marks or age < entry.marks["started"]):
         entry.contact = replace(entry.contact, started=event.initiated)
         entry.marks["started"] = age
+    if event.met_agent:
+        entry.contact = replace(entry.contact, met_agent=True)
     if event.event_type == "COMPLETED":
         entry.contact = replace(entry.contact, completed=True)
     return ContactChange(contact=entry.contact, completed=entry.contact.completed and not was_completed)

@@ -72,7 +72,8 @@ class EventIntake:
             if len(event.raw) > MAX_EVENT_BYTES:
                 raise RefuseError(f"one event may have at most {MAX_EVENT_BYTES} bytes", field=f"[{index}]")
         await self._replay.done(tenant)
-        changes = [self._contacts.merge(tenant.instance.instance_id, event) for event in incoming]
+        instance = tenant.instance
+        changes = [self._contacts.merge(instance.instance_id, event, expects=instance.expects) for event in incoming]
         await self._write_journal(tenant, incoming, changes)
         await self._append_chats(tenant, incoming)
         for event, change in zip(incoming, changes, strict=True):

@@ -63,7 +63,7 @@ class Replay:
                 return
             count = 0
             async for replayed in self._journal.replay(tenant):
-                self._merge(instance_id, replayed)
+                self._merge(tenant, replayed)
                 count += 1
                 if count % _BREATH == 0:
                     await anyio.lowlevel.checkpoint()
@@ -71,16 +71,20 @@ class Replay:
         if count:
             log.info("journal.replayed", instance=str(instance_id), events=count)
 
-    def _merge(self, instance_id: InstanceId, replayed: Replayed) -> None:
+    def _merge(self, tenant: Tenant, replayed: Replayed) -> None:
         known = replayed.entry.recording_id
         self._names.next = None if known is None else RecordingId(UUID(known))
         try:
             for event in parse(bytes(replayed.entry.event)):
-                change = self._contacts.merge(instance_id, event, replayed.arrived)
-                if replayed.vouched and change is not None and change.announced is not None:
-                    self._contacts.told(change.announced.recording_id)
+                self._contacts.merge(
+                    tenant.instance.instance_id,
+                    event,
+                    replayed.arrived,
+                    expects=tenant.instance.expects,
+                    told=replayed.vouched,
+                )
         except RefuseError as error:
             # It was taken once; what is known of one contact is not worth more than all that comes in.
-            log.warning("journal.not_replayed", instance=str(instance_id), field=error.field)
+            log.warning("journal.not_replayed", instance=str(tenant.instance.instance_id), field=error.field)
         finally:
             self._names.next = None

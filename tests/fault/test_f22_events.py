@@ -4,15 +4,18 @@ What was announced is here in the end, or told as FAILED once; and whatever come
 """
 
 import json
+from collections import Counter
 from datetime import timedelta
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.ids import Kind
 from pipeline.intake.missinglog import read_missing
 from pipeline.interim.states import State
-from tests.store_fixture import Node, World, node, source
+from tests.store_fixture import Node, World, instance, node, source
 from tests.unit.keyring_fakes import ARN, A, refusal
 from tests.unit.test_event_intake import CONTACT, contact_event, message, started, take
 from tests.watching import AFTER, UNENDED, missing_watch
@@ -123,6 +126,65 @@ async def test_a_restart_tells_nothing_twice_and_late_bytes_are_known_after_it(t
         watch = missing_watch(process)
         await watch.once()
         assert len(watch) == 0
+
+
+RULED = instance(A, expects=("voice.wav", "screen.mp4", "chat"))
+
+
+async def test_a_contact_that_met_an_agent_has_to_bring_what_a_rule_says(tmp_path: Path) -> None:
+    world = World(root=tmp_path, instances={A: RULED})
+    async with node(world) as process:
+        watch = missing_watch(process)
+        await take(process, contact_event("INITIATED", "VOICE"), contact_event("CONNECTED_TO_AGENT", "VOICE"))
+        await process.upload(source(f"{CONTACT}/voice.wav", contact=CONTACT), b"bytes")
+        await take(process, contact_event("COMPLETED", "VOICE"))
+        await pass_time(world, process, watch, AFTER + timedelta(minutes=1))
+    for _ in range(2):
+        async with node(world) as process:
+            await pass_time(world, process, missing_watch(process), UNENDED)
+    assert Counter(statuses(world)) == {INITIATED: 2, ("COMPLETED", 2, None): 1, FAILED: 1}
+    async with node(world) as process:
+        missing_watch(process)
+        screen = source(f"{CONTACT}/screen.mp4", Kind.SCREEN, contact=CONTACT)
+        answer = await process.upload(screen, b"late")
+    assert statuses(world)[-1] == ("COMPLETED", 3, None)
+    assert len(ids(world)) == 2
+    assert answer.recording_id in ids(world)
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+async def test_a_rule_holds_in_any_order_of_events_and_once(tmp_path: Path, order: tuple[int, ...]) -> None:
+    world = World(root=tmp_path, instances={A: RULED})
+    met = {"connectedToAgentTimestamp": "2026-11-23T12:00:05Z"}
+    events = [
+        contact_event("QUEUED", "VOICE"),
+        contact_event("DISCONNECTED", "VOICE", disconnectTimestamp="2026-11-23T12:10:00Z", agentInfo=met),
+        contact_event("COMPLETED", "VOICE"),
+    ]
+    async with node(world) as process:
+        watch = missing_watch(process)
+        for index in order:
+            await take(process, events[index])
+        await pass_time(world, process, watch, AFTER + timedelta(minutes=1))
+    assert Counter(statuses(world)) == {INITIATED: 2, FAILED: 2}
+
+
+@pytest.mark.parametrize(
+    "detail",
+    [
+        pytest.param({"agentInfo": {"connectedToAgentTimestamp": "1970-01-01T00:00:00.001Z"}}, id="not set"),
+        pytest.param({"agentInfo": []}, id="odd"),
+        pytest.param({}, id="given up in the queue"),
+    ],
+)
+async def test_a_contact_that_met_nobody_has_to_bring_nothing(tmp_path: Path, detail: dict[str, Any]) -> None:
+    world = World(root=tmp_path, instances={A: RULED})
+    async with node(world) as process:
+        watch = missing_watch(process)
+        await take(process, contact_event("QUEUED", **detail), contact_event("COMPLETED", **detail))
+        await pass_time(world, process, watch, UNENDED)
+        assert watch.awaited == 0
+    assert statuses(world) == []
 
 
 async def test_a_deadline_goes_on_through_a_restart_but_leaves_sources_time_to_come_back(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_a_chat_message_tells_of_its_chain() -> None:
     message = ChatMessage(**{**HEADER, "initial_contact": "c-0"}, time=at(1), item=None, final=True)
     change = contacts.merge(A, message)
     assert change is not None
-    assert (change.contact.initial_contact, change.completed, change.announced) == ("c-0", False, None)
+    assert (change.contact.initial_contact, change.completed, change.contact.expected) == ("c-0", False, ())
 
 
 def test_an_announced_recording_is_expected_under_one_id() -> None:
@@ -145,9 +145,8 @@ def test_an_announced_recording_is_expected_under_one_id() -> None:
     first, again = contacts.merge(A, started(start=at(5))), contacts.merge(A, started(start=at(5)))
     assert first is not None
     assert again is not None
-    assert first.announced == Expected(Kind.VOICE, "leg-1", RecordingId(UUID(int=1)), start=at(5))
-    assert again.announced is None
-    assert known(contacts).expectation(Kind.VOICE, "leg-1") == first.announced
+    announced = Expected(Kind.VOICE, "leg-1", RecordingId(UUID(int=1)), start=at(5))
+    assert known(contacts).expected == first.contact.expected == again.contact.expected == (announced,)
     assert known(contacts).expectation(Kind.SCREEN, "leg-1") is None
 
 
@@ -165,7 +164,7 @@ def test_start_and_stop_in_any_order_give_earliest_start_and_latest_end(order: t
     changes = [contacts.merge(A, events[index]) for index in order]
     (expected,) = known(contacts).expected
     assert (expected.start, expected.end) == (at(5), at(20))
-    assert sum(change is not None and change.announced is not None for change in changes) == 1
+    assert len(contacts.untold(A)) == 1
     assert sum(change is not None and change.stopped is not None for change in changes) == 1
 
 

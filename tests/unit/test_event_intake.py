@@ -27,8 +27,8 @@ def event(detail_type: str, instance_id: InstanceId | None = A, **detail: Any) -
     }
 
 
-def contact_event(event_type: str, **detail: Any) -> dict[str, Any]:
-    return event("Amazon Connect Contact Event", eventType=event_type, channel="CHAT", **detail)
+def contact_event(event_type: str, channel: str = "CHAT", **detail: Any) -> dict[str, Any]:
+    return event("Amazon Connect Contact Event", eventType=event_type, channel=channel, **detail)
 
 
 def message(number: int, **detail: Any) -> dict[str, Any]:

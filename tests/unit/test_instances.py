@@ -70,6 +70,7 @@ def instance(instance_id: InstanceId = ID) -> Instance:
         token_sha256=("0" * 64, "f" * 64),
         storage={Kind.VOICE: storage, Kind.CHAT: storage},
         limits=Limits(requests_per_s=0.5, held_bytes=10**12),
+        expects=("voice.wav", "screen/desk-1.mp4", "chat"),
     )
 
 
@@ -121,6 +122,7 @@ REFUSED = [
     pytest.param(("burst = 7", "burst = 0"), "limits.burst", id="bound"),
     pytest.param(("burst = 7", "burst = '666'"), "limits.burst", id="type"),
     pytest.param(("ab" * 32, "666"), "token_sha256[0]", id="token hash"),
+    pytest.param(("[limits]", 'expects = ["voice.wav", "fax"]\n[limits]'), "expects[1]", id="expects"),
     pytest.param((str(ID), str(OTHER)), "instance_id", id="another file's name"),
     pytest.param((str(ID), "666"), "instance_id", id="no id"),
     pytest.param(("burst = 7", "burst = 666 = 7"), None, id="not TOML"),
