@@ -120,7 +120,7 @@ class Site:
         return sorted(self.state.glob(f"artifacts/*/*{ending}"))
 
     def events(self, party: Party) -> list[dict[str, Any]]:
-        return _lines(self.state.glob(f"events/{party.instance.instance_id}.jsonl"))
+        return _lines(self.state.glob(f"events/{party.instance.instance_id}*.jsonl"))
 
     def audit(self, party: Party) -> list[dict[str, Any]]:
         return _lines(self.state.glob(f"audit/{party.instance.instance_id}/*.jsonl"))

@@ -27,6 +27,7 @@ from pipeline.errors import (
 from pipeline.ids import ArtifactId, InstanceId, Kind, RecordingId, new_artifact_id
 from pipeline.intake.awaited import MISSING_SEQUENCE
 from pipeline.intake.contacts import Contact, ContactTable, object_contact
+from pipeline.intake.generations import Generations
 from pipeline.intake.history import History
 from pipeline.intake.moves import Moves
 from pipeline.intake.reception import Answer, Reception, Source
@@ -68,8 +69,8 @@ class Recorder:
         self._open: Counter[InstanceId] = Counter()
         self._clock = clock
         self._history = History(store)
+        self._generations = Generations(store.index, self._history, self.reopen, self.drop)
         self._receptions: dict[ArtifactId, Reception] = {}
-        self._source_locks: WeakValueDictionary[tuple[InstanceId, str], anyio.Lock] = WeakValueDictionary()
         self._artifact_locks: WeakValueDictionary[ArtifactId, anyio.Lock] = WeakValueDictionary()
 
     def receptions(self) -> list[Reception]:
@@ -231,14 +232,14 @@ class Recorder:
         if sha256 not in {None, reception.writer.digests.sha256}:
             await self.drop(reception, "checksum")
             raise RefuseError("the bytes that came have another SHA-256; send them again", field="X-Recording-Sha256")
-        async with self._source_lock(reception):
+        async with self._generations.lock(reception):
             # First: one that was finished but for its last move is then one that this may repeat.
-            unfinished = await self._unfinished_before(reception)
-            repeated = await self._repeated(reception)
+            unfinished = await self._generations.unfinished_before(reception)
+            repeated = await self._generations.repeated(reception)
             if repeated is not None:
                 await self.drop(reception, "repeat")
                 return repeated
-            generation = await self._absorb(reception, unfinished)
+            generation = await self._generations.absorb(reception, unfinished)
             return await self.seal_copy(reception, "complete", generation)
 
     async def let_go(self, reception: Reception) -> None:
@@ -269,16 +270,16 @@ class Recorder:
         Where another unfinished body goes on from them, they wait until that one is sealed, which takes their place.
         """
         await reception.writer.conclude()
-        async with self._source_lock(reception):
+        async with self._generations.lock(reception):
             generation = reception.name.generation
             try:
-                unfinished = await self._unfinished_before(reception)  # first, as in `finish`
-                if await self._repeated(reception) is not None:
+                unfinished = await self._generations.unfinished_before(reception)  # first, as in `finish`
+                if await self._generations.repeated(reception) is not None:
                     await self.drop(reception, "repeat")
                     return
-                if await self._goes_on(reception, unfinished):
+                if await self._generations.goes_on(reception, unfinished):
                     return
-                generation = await self._absorb(reception, unfinished)
+                generation = await self._generations.absorb(reception, unfinished)
             except (KeyUnavailableError, KeyBusyError) as error:  # rather twice than not at all
                 log.warning("intake.not_compared", artifact=str(reception.name.artifact_id), reason=error.reason)
             await self.seal_copy(reception, "recovered", generation)
@@ -394,56 +395,3 @@ class Recorder:
             if name.standing is State.OPEN:
                 return await self.reopen(tenant, name)
         return None
-
-    def _source_lock(self, reception: Reception) -> anyio.Lock:
-        """Get the lock of one source: one decision at a time about which of its generations stay."""
-        return self._source_locks.setdefault((reception.name.instance_id, reception.tags[0]), anyio.Lock())
-
-    def _earlier(self, reception: Reception) -> list[ArtifactName]:
-        held = self._store.index.generations(reception.name.instance_id, reception.tags)
-        return [name for name in held if name.artifact_id != reception.name.artifact_id]
-
-    async def _repeated(self, reception: Reception) -> Answer | None:
-        """Find an earlier generation with the same bytes, and what its source was told."""
-        digests = reception.writer.digests
-        for name in self._earlier(reception):
-            if name.size_bytes != digests.size_bytes:
-                continue
-            try:
-                answer = await self._history.answer(reception.tenant, name)
-            except SegmentForgedError:
-                continue
-            if answer is not None and answer.sha256 == digests.sha256:
-                return answer
-        return None
-
-    async def _goes_on(self, reception: Reception, unfinished: list[Reception]) -> bool:
-        """Tell whether a longer unfinished body begins with this one."""
-        size = reception.writer.digests.size_bytes
-        for other in unfinished:
-            if other.writer.digests.size_bytes > size and await self._history.contains(other, reception):
-                return True
-        return False
-
-    async def _unfinished_before(self, reception: Reception) -> list[Reception]:
-        """Bring the other unfinished bodies of the same source into memory."""
-        found = [
-            await self.reopen(reception.tenant, name)
-            for name in self._earlier(reception)
-            if name.standing is State.OPEN
-        ]
-        return [old for old in found if old is not None and not old.attached]
-
-    async def _absorb(self, reception: Reception, unfinished: list[Reception]) -> int:
-        """Drop unfinished bodies that this one begins with; give the generation that is then free for it."""
-        generation = reception.name.generation
-        for old in unfinished:
-            if old.attached or not await self._history.contains(reception, old):
-                continue
-            # What was acknowledged of the old one must be durable in the new one first, and what was to be told of it.
-            reception.writer.lines += old.writer.lines
-            await reception.writer.sync()
-            await self.drop(old, "continued")
-            generation = min(generation, old.name.generation)
-            reception.told = reception.told or old.told
-        return generation
