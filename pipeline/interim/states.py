@@ -25,6 +25,11 @@ SHARDS = tuple("0123456789abcdef")
 """Folders of the store: few, since a group of moves syncs each that it changed."""
 
 
+def shard_of(artifact: ArtifactId) -> str:
+    """Name the folder of an artifact: the last digit of its id, the most random one."""
+    return SHARDS[artifact.int & 0xF]
+
+
 class State(StrEnum):
     """Where an artifact is in its life. `DELIVERED` is a receipt: the media is gone."""
 
@@ -92,8 +97,8 @@ class ArtifactName(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def shard(self) -> str:
-        """Folder it lies in: the last digit of the artifact id, the most random one."""
-        return self.artifact_id.hex[-1]
+        """Folder it lies in."""
+        return shard_of(self.artifact_id)
 
     @property
     def path(self) -> str:

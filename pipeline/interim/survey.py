@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from pipeline.errors import SegmentForgedError
 from pipeline.ids import ArtifactId, InstanceId
-from pipeline.interim.states import SHARDS, ArtifactName, State, parse_name
+from pipeline.interim.states import SHARDS, ArtifactName, State, parse_name, shard_of
 from pipeline.ports import FileSystem
 
 _UNFINISHED = ".tmp"
@@ -62,7 +62,7 @@ def survey(root: str, files: FileSystem) -> Survey:
 
 def is_held(root: str, files: FileSystem, artifact: ArtifactId) -> bool:
     """Tell whether anything is there of an artifact now, under whatever name."""
-    return any(text.startswith(artifact.hex) for text in files.names(f"{root}/artifacts/{artifact.hex[-2:]}"))
+    return any(text.startswith(artifact.hex) for text in files.names(f"{root}/artifacts/{shard_of(artifact)}"))
 
 
 def begun(name: ArtifactName) -> datetime:

@@ -329,7 +329,16 @@ def leave_stranger(world: World) -> str:
     return "bears no artifact's name"
 
 
-@pytest.mark.parametrize("damage", [truncate, cut_manifest, swap_names, forge_receipt, damage_receipt, leave_stranger])
+def make_unreadable(world: World) -> str:
+    path = world.file(world.sealed)
+    path.unlink()
+    path.mkdir()
+    return "could not read: EISDIR"
+
+
+@pytest.mark.parametrize(
+    "damage", [make_unreadable, truncate, cut_manifest, swap_names, forge_receipt, damage_receipt, leave_stranger]
+)
 def test_verify_names_what_is_wrong_and_ends_with_1(world: World, damage: Any) -> None:
     said = damage(world)
     result = world.run("verify")
