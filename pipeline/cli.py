@@ -5,7 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from pipeline.commands import doctor, feed, get, instance, kms, ls, poison, put, screen, serve, status, verify
+from pipeline.commands import doctor, feed, get, instance, keys, kms, ls, poison, put, screen, serve, status, verify
 from pipeline.commands.exits import HELP, code_of
 from pipeline.errors import PipelineError
 
@@ -50,6 +50,9 @@ app = typer.Typer(
 instances = typer.Typer(
     help="Add, list, probe and remove instances (tenants).", no_args_is_help=True, rich_markup_mode="markdown"
 )
+key_commands = typer.Typer(
+    help="Data keys, and the KMS keys that they need.", no_args_is_help=True, rich_markup_mode="markdown"
+)
 poisons = typer.Typer(
     help="What no retry could help: see it, give it back, remove it.", no_args_is_help=True, rich_markup_mode="markdown"
 )
@@ -66,6 +69,8 @@ instances.command("add", epilog=instance.EXAMPLES["add"])(instance.add)
 instances.command("list", epilog=instance.EXAMPLES["list"])(instance.list_instances)
 instances.command("probe", epilog=instance.EXAMPLES["probe"])(instance.probe)
 instances.command("remove", epilog=instance.EXAMPLES["remove"])(instance.remove)
+app.add_typer(key_commands, name="keys")
+key_commands.command("status", epilog=keys.EXAMPLE)(keys.status)
 app.add_typer(poisons, name="poison")
 poisons.command("list", epilog=poison.EXAMPLES["list"])(poison.list_poison)
 poisons.command("requeue", epilog=poison.EXAMPLES["requeue"])(poison.requeue)

@@ -97,8 +97,8 @@ class FileSystem(Protocol):
         """Names in a directory, unordered; empty if there is no such directory. Follows no symbolic link."""
         ...
 
-    def irregular(self, path: str) -> list[str]:
-        """Those of `names` that are no plain files: links, directories, pipes. Opens none of them."""
+    def sorted_out(self, path: str) -> tuple[list[str], list[str]]:
+        """`names` in two: plain files, and all else (links, directories, pipes). Opens none of them."""
         ...
 
     def free_bytes(self, path: str) -> int:

@@ -10,6 +10,8 @@ import gc
 import os
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _PR_SET_DUMPABLE = 4
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
@@ -29,6 +31,16 @@ def settle() -> None:
     gc.freeze()
     gc.set_threshold(_YOUNG, _MIDDLE, _OLD)
     sys.setswitchinterval(_SWITCH_S)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Collect no garbage while a hundred thousand things are made that stay: it would look at all of them, in vain."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def harden() -> None:

@@ -29,6 +29,7 @@ from pipeline.interim.commit import GroupCommit
 from pipeline.interim.poison import returned
 from pipeline.interim.states import State
 from pipeline.interim.store import InterimStore
+from pipeline.process import uncollected
 from pipeline.receipts import ReceiptFolder
 from pipeline.tenants import Tenants
 
@@ -134,6 +135,10 @@ class Service:
         started()
 
     async def _recover(self) -> None:
+        with uncollected():
+            await self._recover_names()
+
+    async def _recover_names(self) -> None:
         parts = self._parts
         scanned = await anyio.to_thread.run_sync(parts.store.scan)
         parts.holds.load()

@@ -264,10 +264,11 @@ class ModelDisk:
         self._do("names", path)
         return list(self._directories.get(path, Directory()).now)
 
-    def irregular(self, path: str) -> list[str]:
-        self._do("irregular", path)
+    def sorted_out(self, path: str) -> tuple[list[str], list[str]]:
+        self._do("sorted_out", path)
         names = self._directories.get(path, Directory()).now
-        return [name for name, what in names.items() if what == _DIRECTORY]
+        others = [name for name, what in names.items() if what == _DIRECTORY]
+        return [name for name in names if name not in others], others
 
     def free_inodes(self, path: str) -> int | None:
         self._names(path.rpartition("/")[0])

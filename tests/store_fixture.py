@@ -195,8 +195,8 @@ class WatchedDisk:
     def names(self, path: str) -> list[str]:
         return self.disk.names(path)
 
-    def irregular(self, path: str) -> list[str]:
-        return self.disk.irregular(path)
+    def sorted_out(self, path: str) -> tuple[list[str], list[str]]:
+        return self.disk.sorted_out(path)
 
     def free_inodes(self, path: str) -> int | None:
         return self.disk.free_inodes(path) if self.inodes is None else self.inodes

@@ -152,12 +152,15 @@ class Disk:
         with _translated("list a directory"), _directory(path) as handle:
             return [] if handle is None else os.listdir(handle)
 
-    def irregular(self, path: str) -> list[str]:
+    def sorted_out(self, path: str) -> tuple[list[str], list[str]]:
+        plain: list[str] = []
+        others: list[str] = []
         with _translated("list a directory"), _directory(path) as handle:
-            if handle is None:
-                return []
-            with os.scandir(handle) as entries:
-                return [entry.name for entry in entries if not entry.is_file(follow_symlinks=False)]
+            if handle is not None:
+                with os.scandir(handle) as entries:
+                    for entry in entries:
+                        (plain if entry.is_file(follow_symlinks=False) else others).append(entry.name)
+        return plain, others
 
     def free_bytes(self, path: str) -> int:
         with _translated("ask for free room"):

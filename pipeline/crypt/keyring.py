@@ -24,6 +24,7 @@ import anyio
 import anyio.to_thread
 
 from pipeline.crypt import ringfile
+from pipeline.crypt.duty import Duty
 from pipeline.crypt.gate import Call, Gates, RingState, is_refusal
 from pipeline.crypt.keycopies import Copy, KeyCopies, Use
 from pipeline.crypt.ringdirectory import RingDirectory
@@ -32,11 +33,6 @@ from pipeline.crypt.segments import KEY_SIZE, DataKey
 from pipeline.errors import HoldCode, KeyBusyError, KeyUnavailableError, SegmentForgedError
 from pipeline.ids import InstanceId, KeyId, Kind
 from pipeline.ports import Clock, FileSystem, KeyService
-
-# How long a data key is the active one: policy, far below what AES-GCM and the random salts would allow.
-KEY_LIFE = timedelta(hours=24)
-KEY_ARTIFACTS = 2**20
-KEY_BYTES = 2**44
 
 _REFRESH_FROM = 0.8
 _REFRESH_SPREAD = 0.1
@@ -233,12 +229,9 @@ class KeyRing:
 
     def _is_within_limits(self, key_id: KeyId) -> bool:
         file = self._files.get(key_id)
-        return (
-            file is not None
-            and self._clock.now() - file.created_at < KEY_LIFE
-            and self._artifacts[key_id] < KEY_ARTIFACTS
-            and self._bytes[key_id] < KEY_BYTES
-        )
+        if file is None:
+            return False
+        return not Duty(self._clock.now() - file.created_at, self._artifacts[key_id], self._bytes[key_id]).is_over
 
     async def _generate(self) -> Copy:
         """Make a data key; it is in memory only once its ring file is durable."""

@@ -63,6 +63,22 @@ class Index:
         if standing is State.OPEN:
             self._open[name.artifact_id] = name
 
+    def load(self, names: Iterable[ArtifactName]) -> None:
+        """Set many at once, as at a start: most are sealed, and unknown."""
+        sealed: list[ArtifactName] = []
+        for name in names:
+            if name.standing is State.SEALED and name.artifact_id.int not in self._names:
+                sealed.append(name)
+                self._names[name.artifact_id.int] = name
+            else:
+                self.put(name)
+        for name in sealed:
+            number, sources = name.artifact_id.int, self._sources[name.instance_id.int]
+            sources[name.tag] = (*sources[name.tag], number) if name.tag in sources else (number,)
+            self._held[name.instance_id.int] += name.size_bytes or 0
+        self._standing[State.SEALED] += len(sealed)
+        self._waiting = sorted([*self._waiting, *(name.artifact_id.int for name in sealed)])  # sorted is a heap
+
     def remove(self, artifact: ArtifactId) -> None:
         """Forget an artifact."""
         name = self._names.pop(artifact.int, None)

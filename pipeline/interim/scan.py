@@ -71,8 +71,7 @@ class Scan:
         receipts = {name.artifact_id: name for name in names if name.standing is State.DELIVERED}
         if receipts:
             names = self._settled(shard, names, receipts)
-        for name in names:
-            self._index.put(name)
+        self._index.load(names)
 
     def _settled(
         self, shard: str, names: list[ArtifactName], receipts: dict[ArtifactId, ArtifactName]
@@ -93,16 +92,17 @@ class Scan:
         """Give the artifacts of a shard; what is not ours is moved away, what was being written aside is removed."""
         folder = f"{self._root}/artifacts/{shard}"
         try:
-            irregular = set(self._files.irregular(folder))
-            texts = self._files.names(folder)
+            texts, others = self._files.sorted_out(folder)
         except StoreIoError as error:
             raise HaltError(
                 f"the folder artifacts/{shard} can't be listed, or is not a folder: {error}. Nothing was changed; "
                 "mend it and start again"
             ) from error
+        for text in others:
+            self._aside(shard, text)
         names: list[ArtifactName] = []
         for text in texts:
-            name = None if text in irregular else _name_in(shard, text.removesuffix(_UNFINISHED))
+            name = _name_in(shard, text.removesuffix(_UNFINISHED))
             if name is None:
                 self._aside(shard, text)
             elif text.endswith(_UNFINISHED):

@@ -86,8 +86,8 @@ class WatchedFiles:
     def names(self, path: str) -> list[str]:
         return self._files.names(path)
 
-    def irregular(self, path: str) -> list[str]:
-        return self._files.irregular(path)
+    def sorted_out(self, path: str) -> tuple[list[str], list[str]]:
+        return self._files.sorted_out(path)
 
     def free_bytes(self, path: str) -> int:
         return self._files.free_bytes(path)

@@ -33,7 +33,7 @@ SAMPLES = 6
 """Power cuts by chance, of each moment with more unsynced steps than are tried in every combination."""
 DEEPEST = 10
 """Crashes in a row during recovery."""
-_HARMLESS = frozenset({"open", "read", "names", "irregular", "free_bytes", "close"})
+_HARMLESS = frozenset({"open", "read", "names", "sorted_out", "free_bytes", "close"})
 """Operations before which a crash leaves what one before the next step leaves."""
 
 

@@ -53,7 +53,7 @@ def test_the_disk_tells_a_lack_of_descriptors_from_trouble_with_a_file(tmp_path:
             lambda: disk.open(str(path)),
             lambda: disk.create(str(tmp_path / "new")),
             lambda: disk.names(str(tmp_path)),
-            lambda: disk.irregular(str(tmp_path)),
+            lambda: disk.sorted_out(str(tmp_path)),
             lambda: disk.sync_directory(str(tmp_path)),
             lambda: disk.sync_volume(str(tmp_path)),
         ):

@@ -134,7 +134,7 @@ class MemoryFiles:
     def names(self, path: str) -> list[str]:
         return [name.removeprefix(path + "/") for name in self.contents if name.startswith(path + "/")]
 
-    def irregular(self, path: str) -> list[str]:
+    def sorted_out(self, path: str) -> tuple[list[str], list[str]]:
         raise NotImplementedError
 
     def free_bytes(self, path: str) -> int:

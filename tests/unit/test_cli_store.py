@@ -3,95 +3,30 @@
 import fcntl
 import json
 import os
-import shutil
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import anyio
 import msgspec
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from pipeline.adapters.disk import Disk
 from pipeline.canary import Arrival
 from pipeline.cli import app
-from pipeline.commands import machine
-from pipeline.commands.machine import Level
 from pipeline.config import load_instances
-from pipeline.delivery.holds import Hold
 from pipeline.errors import HoldCode
-from pipeline.ids import ArtifactId, Kind
+from pipeline.ids import ArtifactId
 from pipeline.intake.missinglog import Missing, missing_line
-from pipeline.interim.states import ArtifactName
 from pipeline.interim.survey import begun, survey
-from tests.held_store import ACME, GLOBEX, held_store, instance
-from tests.unit.keyring_fakes import ARN, OLD_ARN, StrictKms
-
-BODY = os.urandom(300_000)
-NOBODY = 'url = "http://127.0.0.1:9"\naccess_key = "none"\nsecret_key = "none"\n'
-SETTINGS = f'region = "eu-central-1"\n[kms]\n{NOBODY}[s3]\n{NOBODY}'
-
-
-@dataclass(frozen=True)
-class World:
-    state: Path
-    sealed: ArtifactName
-    chat: ArtifactName
-    opened: ArtifactName
-    delivered: ArtifactName
-    poison: ArtifactName
-
-    def run(self, *arguments: str, embedded: bool = False) -> Result:
-        settings = [] if embedded else ["--config", str(self.state.parent / "config" / "pipeline.toml")]
-        return CliRunner().invoke(app, [*arguments, *settings, "--state-dir", str(self.state)])
-
-    def json(self, *arguments: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.run(*arguments, "--json").stdout.splitlines()]
-
-    def file(self, name: ArtifactName) -> Path:
-        return self.state / "artifacts" / name.path
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Make the store once: its folders alone take a second to sync."""
-    state = tmp_path_factory.mktemp("template") / "state"
-
-    async def make() -> World:
-        acme, globex = instance(ACME, "acme", ARN), instance(GLOBEX, "globex", OLD_ARN)
-        async with held_store(state, StrictKms(), acme, globex) as held:
-            sealed = await held.hold(ACME, Kind.VOICE, BODY)
-            chat = await held.hold(GLOBEX, Kind.CHAT, b'{"Version":"x"}', contact="c-2")
-            opened = await held.leave_open(ACME, Kind.SCREEN, BODY)
-            delivered = await held.hold(ACME, Kind.VOICE, b"delivered", contact="c-3")
-            await held.deliver(delivered)
-            spoiled = await held.hold(GLOBEX, Kind.VOICE, b"spoiled", contact="c-4")
-            poison = await held.store.reject(spoiled, "integrity", ())
-            return World(state, sealed, chat, opened, delivered.delivered(), poison)
-
-    made = anyio.run(make)
-    for shard in (state / "artifacts").iterdir():
-        if not any(shard.iterdir()):
-            shard.rmdir()
-    return made
+from tests.cli_store import BODY, World, hold
+from tests.held_store import ACME, GLOBEX
 
 
 @pytest.fixture
-def world(template: World, tmp_path: Path) -> World:
-    """Give a copy of the store, with its configuration beside it."""
-    state = tmp_path / "state"
-    shutil.copytree(template.state, state)
-    (state / "config").rename(tmp_path / "config")
-    (tmp_path / "config" / "pipeline.toml").write_text(SETTINGS)
-    return replace(template, state=state)
-
-
-def hold(state: Path, scope: str, code: HoldCode) -> None:
-    (state / "holds").mkdir(mode=0o700, exist_ok=True)
-    held = Hold(ACME, scope, code, "the bucket said no\x1b[2J", datetime(2026, 11, 23, 12, 0, tzinfo=UTC))
-    (state / "holds" / f"{ACME}.{scope}.json").write_bytes(msgspec.json.encode(held))
+def world(command_world: World) -> World:
+    """Give a store of one's own."""
+    return command_world
 
 
 # --- names
@@ -424,47 +359,3 @@ def test_instance_add_refuses_a_name_that_is_taken_and_names_a_missing_option(wo
     assert world.run("instance", "add", "acme").exit_code == 3
     missing = world.run("instance", "add", "initech", "--account", "111122223333", "--region", "eu-central-1")
     assert (missing.exit_code, "--kms-key" in missing.stderr) == (2, True)
-
-
-# --- settings and doctor
-
-
-def test_a_wrong_setting_is_named_and_ends_with_3(world: World) -> None:
-    (world.state.parent / "config" / "pipeline.toml").write_text("[http]\nprot = 1\n")
-    result = world.run("ls")
-    assert result.exit_code == 3
-    assert "http.prot: there is no such setting; did you mean port?" in result.stderr
-
-
-def test_doctor_finds_what_others_may_read(world: World) -> None:
-    world.file(world.sealed).chmod(0o644)
-    result = world.run("doctor", "--json")
-    checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
-    assert result.exit_code == 1
-    assert checks["permissions"]["level"] == "fail"
-    assert world.sealed.path in checks["permissions"]["detail"]
-    assert checks["python"]["level"] == "ok"
-    assert checks["cryptography"]["level"] == "ok"
-    assert checks["configuration"]["level"] == "ok"
-    assert (checks["acme key"]["level"], checks["globex chat bucket"]["level"]) == ("warn", "warn")  # nobody answers
-
-
-def test_doctor_warns_of_a_configuration_inside_the_state_directory(world: World) -> None:
-    (world.state.parent / "config").rename(world.state / "config")
-    result = world.run("doctor", embedded=True)
-    assert "WARN  configuration: the configuration lies inside the state directory" in result.stdout
-
-
-def test_doctor_goes_on_as_far_as_it_can_with_settings_that_can_not_be_read(world: World) -> None:
-    (world.state.parent / "config" / "pipeline.toml").write_text("=")
-    result = world.run("doctor")
-    assert result.exit_code == 1
-    assert "FAIL  settings: " in result.stdout
-    assert "OK    python: " in result.stdout
-
-
-def test_a_clock_that_went_back_is_noticed() -> None:
-    now = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
-    assert machine.clock(now, None).level is Level.OK
-    assert machine.clock(now, now.replace(hour=13)).level is Level.WARN
-    assert machine.clock(now.replace(year=1970), None).level is Level.FAIL

@@ -155,18 +155,19 @@ def test_allocated_bytes_are_really_there_and_what_the_file_holds_stays(tmp_path
     DISK.close(handle)
 
 
-def test_irregular_names_are_those_of_no_plain_file(tmp_path: Path) -> None:
+def test_plain_files_are_told_from_all_else(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("plain")
     os.mkfifo(tmp_path / "pipe")
-    assert sorted(DISK.irregular(str(tmp_path))) == ["folder", "link", "pipe"]
-    assert DISK.irregular(str(tmp_path / "missing")) == []
+    plain, others = DISK.sorted_out(str(tmp_path))
+    assert (plain, sorted(others)) == (["plain"], ["folder", "link", "pipe"])
+    assert DISK.sorted_out(str(tmp_path / "missing")) == ([], [])
 
 
 def test_a_folder_that_is_a_link_is_not_listed(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/etc")
-    for listing in (DISK.names, DISK.irregular):
+    for listing in (DISK.names, DISK.sorted_out):
         with pytest.raises(StoreIoError):
             listing(str(tmp_path / "link"))
 

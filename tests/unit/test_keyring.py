@@ -5,7 +5,8 @@ import anyio.lowlevel
 import msgspec
 import pytest
 
-from pipeline.crypt.keyring import KEY_ARTIFACTS, KEY_BYTES, KeyRing
+from pipeline.crypt.duty import KEY_ARTIFACTS, KEY_BYTES
+from pipeline.crypt.keyring import KeyRing
 from pipeline.crypt.ringfile import Wrapped
 from pipeline.crypt.segments import DataKey
 from pipeline.errors import HoldCode, KeyBusyError, KeyUnavailableError, SegmentForgedError, StoreIoError

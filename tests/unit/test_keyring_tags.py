@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline.crypt import ringfile, segments
-from pipeline.crypt.keyring import KEY_ARTIFACTS
+from pipeline.crypt.duty import KEY_ARTIFACTS
 from pipeline.errors import KeyBusyError, KeyUnavailableError, PipelineError
 from pipeline.ids import Kind
 from tests.unit.keyring_fakes import ARN, OLD_ARN, A, B, World, refusal, ring_file

@@ -6,7 +6,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from pipeline.crypt.keyring import KEY_ARTIFACTS, KeyRing
+from pipeline.crypt.duty import KEY_ARTIFACTS
+from pipeline.crypt.keyring import KeyRing
 from pipeline.crypt.segments import DataKey
 from pipeline.errors import HoldCode, KeyBusyError, KeyUnavailableError
 from pipeline.ids import Kind

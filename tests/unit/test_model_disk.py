@@ -78,8 +78,9 @@ def test_names_are_taken_moved_replaced_and_removed(made: Made, tmp_path: Path) 
     disk.unlink(f"{folder}/two")
     disk.make_directory(f"{folder}/inner")
     assert disk.names(folder) == ["inner"]
-    assert disk.irregular(folder) == ["inner"]
-    assert disk.names(f"{folder}/none") == disk.irregular(f"{folder}/none") == []
+    assert disk.sorted_out(folder) == ([], ["inner"])
+    assert disk.names(f"{folder}/none") == []
+    assert disk.sorted_out(f"{folder}/none") == ([], [])
     assert disk.free_bytes(folder) > 0
 
 
