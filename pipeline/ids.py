@@ -29,6 +29,8 @@ class Kind(StrEnum):
     """Incoming events, sealed; never delivered."""
 
 
+RECORDINGS_CLASS = "recordings_interim"
+"""The data class of recordings between intake and delivery, as encryption contexts name it."""
 RECORDINGS = (Kind.VOICE, Kind.SCREEN, Kind.CHAT)
 """The kinds that are delivered."""
 

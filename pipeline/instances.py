@@ -19,7 +19,7 @@ import tomli_w
 from msgspec import Meta, Struct
 
 from pipeline.errors import RefuseError
-from pipeline.ids import InstanceId, Kind
+from pipeline.ids import RECORDINGS_CLASS, InstanceId, Kind
 
 RESOURCE_TYPES: Mapping[Kind, str] = {
     Kind.VOICE: "CALL_RECORDINGS",
@@ -97,7 +97,7 @@ class Instance:
         return {
             "pipeline:accountId": self.account_id,
             "pipeline:instanceId": str(self.instance_id),
-            "pipeline:dataClass": "recordings_interim",
+            "pipeline:dataClass": RECORDINGS_CLASS,
         }
 
 

@@ -133,6 +133,8 @@ class KmsCall:
     resource_arn: str
     error_code: str | None = None
     error_message: str | None = None
+    source_arn: str | None = None
+    """Of ReEncrypt: the KMS key that opened what `key_arn` wrapped again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,13 @@ class KeyService(Protocol):
 
     async def decrypt(self, key_arn: str, wrapped: bytes, context: Mapping[str, str]) -> bytes:
         """Unwrap a data key."""
+        ...
+
+    async def re_encrypt(self, source_arn: str, target_arn: str, wrapped: bytes, context: Mapping[str, str]) -> bytes:
+        """Wrap a data key under another KMS key, bound to the same context; its plaintext stays with KMS.
+
+        An error does not say which of the two keys it speaks of: `describe` both.
+        """
         ...
 
     async def describe(self, key_arn: str) -> KeyDescription:

@@ -6,6 +6,7 @@ key material is logged, and a code that is not in the tables below counts as tra
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -95,6 +96,23 @@ class AwsKeyService:
             raise KeyBusyError("KMS answered without a whole data key; nothing was opened")
         return plaintext
 
+    async def re_encrypt(self, source_arn: str, target_arn: str, wrapped: bytes, context: Mapping[str, str]) -> bytes:
+        async with self._call("ReEncrypt", target_arn, context, source_arn) as answer:
+            answer.update(
+                await self._client.re_encrypt(
+                    CiphertextBlob=wrapped,
+                    SourceKeyId=source_arn,
+                    SourceEncryptionContext=dict(context),
+                    DestinationKeyId=target_arn,
+                    DestinationEncryptionContext=dict(context),
+                )
+            )
+        _check_key(target_arn, answer)
+        rewrapped: bytes = answer.get("CiphertextBlob", b"")
+        if not rewrapped:
+            raise KeyBusyError("KMS answered without a wrapped key; the old one stays")
+        return rewrapped
+
     async def describe(self, key_arn: str) -> KeyDescription:
         async with self._call("DescribeKey", key_arn, {}) as answer:
             described = await self._client.describe_key(KeyId=key_arn)
@@ -106,41 +124,45 @@ class AwsKeyService:
         return KeyDescription(answer["Arn"], answer["KeyState"], spec, usage)
 
     @contextlib.asynccontextmanager
-    async def _call(self, name: str, key_arn: str, context: Mapping[str, str]) -> AsyncIterator[dict[str, Any]]:
+    async def _call(
+        self, name: str, key_arn: str, context: Mapping[str, str], source_arn: str | None = None
+    ) -> AsyncIterator[dict[str, Any]]:
         """Bound one call in time and tell it to the trail; let only our own exceptions out.
 
         The block puts the answer into what it is given.
         """
         answer: dict[str, Any] = {}
+        tell = partial(self._tell, name, key_arn, context, source_arn)
         try:
             with anyio.fail_after(PATIENCE_S):
                 yield answer
         except ClientError as error:
             given = error.response.get("Error", {})
             code = str(given.get("Code", ""))
-            await self._tell(name, key_arn, context, error.response, (code, str(given.get("Message", ""))))
+            await tell(error.response, (code, str(given.get("Message", ""))))
             raise await self._translated(name, key_arn, code) from error
         except _SILENCE as error:
-            await self._tell(name, key_arn, context, answer, (type(error).__name__, "no answer"))
+            await tell(answer, (type(error).__name__, "no answer"))
             raise _silence(error) from error
         except anyio.get_cancelled_exc_class():
             with anyio.move_on_after(AUDIT_S, shield=True):
-                await self._tell(name, key_arn, context, answer, ("RequestCancelled", "the answer was not waited for"))
+                await tell(answer, ("RequestCancelled", "the answer was not waited for"))
             raise
-        await self._tell(name, key_arn, context, answer, None)
+        await tell(answer, None)
 
     async def _tell(
         self,
         name: str,
         key_arn: str,
         context: Mapping[str, str],
+        source_arn: str | None,
         answer: Mapping[str, Any],
         error: tuple[str, str] | None,
     ) -> None:
         code, message = error or (None, None)
         request_id = answer.get("ResponseMetadata", {}).get("RequestId", "")
         used = answer.get("KeyId" if name != "DescribeKey" else "Arn") or key_arn
-        await self._audit(KmsCall(name, key_arn, dict(context), request_id, used, code, message))
+        await self._audit(KmsCall(name, key_arn, dict(context), request_id, used, code, message, source_arn))
 
     async def _translated(self, name: str, key_arn: str, code: str) -> PipelineError:
         """Choose our exception for an error code; ask for the key's state where the code does not tell it."""

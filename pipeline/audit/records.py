@@ -31,9 +31,11 @@ class Actor:
 
 def kms_call(call: KmsCall, *, actor: Actor, account_id: str, region: str, now: datetime) -> bytes:
     """Record one call to the key service, successful or not."""
-    parameters: dict[str, Any] = {"keyId": call.key_arn}
-    if call.context:
-        parameters["encryptionContext"] = dict(call.context)
+    parameters: dict[str, Any] = {}
+    for side, arn in _sides(call):
+        parameters[f"{side}KeyId" if side else "keyId"] = arn
+        if call.context:
+            parameters[f"{side}EncryptionContext" if side else "encryptionContext"] = dict(call.context)
     if call.name == "GenerateDataKey":
         parameters["keySpec"] = "AES_256"
     if call.name == "Decrypt":
@@ -46,7 +48,11 @@ def kms_call(call: KmsCall, *, actor: Actor, account_id: str, region: str, now: 
         "responseElements": None,
         "requestID": call.request_id,
         "readOnly": call.name in _READ_ONLY,
-        "resources": [{"accountId": account_id, "type": "AWS::KMS::Key", "ARN": call.resource_arn}],
+        "resources": [
+            {"accountId": account_id, "type": "AWS::KMS::Key", "ARN": arn}
+            for arn in (call.source_arn, call.resource_arn)
+            if arn is not None
+        ],
         "eventType": "AwsApiCall",
         "managementEvent": True,
         "recipientAccountId": account_id,
@@ -55,6 +61,13 @@ def kms_call(call: KmsCall, *, actor: Actor, account_id: str, region: str, now: 
     if call.error_code is not None:
         record |= {"errorCode": call.error_code, "errorMessage": call.error_message}
     return msgspec.json.encode(record)
+
+
+def _sides(call: KmsCall) -> list[tuple[str, str]]:
+    """Name the keys of a request; ReEncrypt has two."""
+    if call.source_arn is None:
+        return [("", call.key_arn)]
+    return [("source", call.source_arn), ("destination", call.key_arn)]
 
 
 def move(name: str, details: Mapping[str, Any], *, actor: Actor, now: datetime) -> bytes:

@@ -89,6 +89,7 @@ def _data_keys(
     from pipeline.crypt import ringfile
     from pipeline.crypt.duty import Duty
     from pipeline.crypt.ringdirectory import RingDirectory
+    from pipeline.ids import RECORDINGS_CLASS
     from pipeline.interim.keyuse import KeyUse
 
     found = RingDirectory(files, f"{site.root}/keys/{instance.instance_id}").read()
@@ -97,7 +98,9 @@ def _data_keys(
     reasons: dict[KeyId, str] = {}
     for key_id, raw in found.items():
         try:
-            rings[key_id] = ringfile.parse(raw, key_id, instance.instance_id, instance.recordings_context, arns)
+            rings[key_id] = ringfile.parse(
+                raw, key_id, instance.instance_id, RECORDINGS_CLASS, instance.recordings_context, arns
+            )
         except KeyUnavailableError as error:
             reasons[key_id] = str(error)
     for instance_id, key_id in uses:

@@ -31,7 +31,7 @@ from pipeline.crypt.ringdirectory import RingDirectory
 from pipeline.crypt.ringfile import RingFile, Wrapped
 from pipeline.crypt.segments import KEY_SIZE, DataKey
 from pipeline.errors import HoldCode, KeyBusyError, KeyUnavailableError, SegmentForgedError
-from pipeline.ids import InstanceId, KeyId, Kind
+from pipeline.ids import RECORDINGS_CLASS, InstanceId, KeyId, Kind
 from pipeline.ports import Clock, FileSystem, KeyService
 
 _REFRESH_FROM = 0.8
@@ -51,6 +51,7 @@ class KeyRing:
         self,
         *,
         instance_id: InstanceId,
+        data_class: str = RECORDINGS_CLASS,
         context: Mapping[str, str],
         current_arn: str,
         previous_arn: str | None,
@@ -63,6 +64,7 @@ class KeyRing:
         random: Callable[[], float],
     ) -> None:
         self._instance_id = instance_id
+        self._data_class = data_class
         self._context = dict(context)
         self._current_arn = current_arn
         self._arns = [arn for arn in (current_arn, previous_arn) if arn is not None]
@@ -93,7 +95,9 @@ class KeyRing:
             self._files, self._unusable = {}, {}
             for key_id, raw in found.items():
                 try:
-                    self._files[key_id] = ringfile.parse(raw, key_id, self._instance_id, self._context, self._arns)
+                    self._files[key_id] = ringfile.parse(
+                        raw, key_id, self._instance_id, self._data_class, self._context, self._arns
+                    )
                 except KeyUnavailableError as error:
                     self._unusable[key_id] = str(error)
 
@@ -249,7 +253,7 @@ class KeyRing:
         file = RingFile(
             key_id=key.key_id,
             instance_id=self._instance_id,
-            data_class=self._context["pipeline:dataClass"],
+            data_class=self._data_class,
             created_at=now,
             context_sha256=ringfile.context_sha256(self._context),
             name_key_id=name_key_id,

@@ -73,7 +73,12 @@ def context_sha256(context: Mapping[str, str]) -> str:
 
 
 def parse(
-    raw: bytes, key_id: KeyId, instance_id: InstanceId, context: Mapping[str, str], arns: Collection[str]
+    raw: bytes,
+    key_id: KeyId,
+    instance_id: InstanceId,
+    data_class: str,
+    context: Mapping[str, str],
+    arns: Collection[str],
 ) -> RingFile:
     """Read a ring file and check it against the configuration.
 
@@ -89,7 +94,7 @@ def parse(
         raise _mismatch(key_id, "it has another format version")
     if file.key_id != key_id:
         raise _mismatch(key_id, "it names another data key than its file name")
-    if file.instance_id != instance_id or file.data_class != context["pipeline:dataClass"]:
+    if file.instance_id != instance_id or file.data_class != data_class:
         raise _mismatch(key_id, "it belongs to another instance or data class")
     if file.context_sha256 != context_sha256(context):
         raise _mismatch(key_id, "it was made under another encryption context than the configured one")

@@ -122,6 +122,27 @@ async def test_a_data_key_opens_again_under_its_key_and_context_only(opener: Ope
             assert made.plaintext not in repr(call).encode()
 
 
+@pytest.mark.parametrize("opener", ALL)
+async def test_a_data_key_is_wrapped_again_under_another_key(opener: Opener, tmp_path: Path) -> None:
+    async with opener(tmp_path) as bench:
+        other = (await bench.admin.create_key())["KeyMetadata"]["Arn"]
+        made = await bench.service.generate_data_key(bench.key_arn, CONTEXT)
+        again = await bench.service.re_encrypt(bench.key_arn, other, made.wrapped, CONTEXT)
+        assert await bench.service.decrypt(other, again, CONTEXT) == made.plaintext
+        call = bench.heard.calls[1]
+        assert (call.name, call.source_arn, call.key_arn, call.resource_arn) == (
+            "ReEncrypt",
+            bench.key_arn,
+            other,
+            other,
+        )
+
+        wrong = {**CONTEXT, "pipeline:dataClass": "other"}
+        with pytest.raises(KeyUnavailableError) as caught:
+            await bench.service.re_encrypt(bench.key_arn, other, made.wrapped, wrong)
+        assert caught.value.code is HoldCode.KEY_MISMATCH
+
+
 @pytest.mark.parametrize("opener", STATEFUL)
 async def test_a_key_that_was_taken_away_is_a_hold_with_its_own_code(opener: Opener, tmp_path: Path) -> None:
     """DisabledException is also sent for keys that are pending deletion: the state tells them apart."""

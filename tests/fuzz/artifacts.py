@@ -22,7 +22,7 @@ from pipeline.crypt.contents import (
 from pipeline.crypt.segments import DataKey, SegmentType
 from pipeline.delivery.proof import Receipt, Subject, read_receipt, verify, write_receipt
 from pipeline.errors import KeyUnavailableError, SegmentForgedError
-from pipeline.ids import ArtifactId, InstanceId, KeyId, Kind, RecordingId
+from pipeline.ids import RECORDINGS_CLASS, ArtifactId, InstanceId, KeyId, Kind, RecordingId
 from pipeline.interim.reader import ArtifactReader
 from pipeline.interim.recovery import recover
 from pipeline.interim.states import ArtifactName, State, parse_name
@@ -190,7 +190,9 @@ def ring_files() -> Sequence[bytes]:
 def ring_file(data: bytes) -> None:
     """Read it as the ring file of a configured key; its name key is the ring's or is refused."""
     with contextlib.suppress(KeyUnavailableError):
-        file = ringfile.parse(data[: ringfile.SIZE_LIMIT], _SEALED.key.key_id, _SEALED.instance, _CONTEXT, {_ARN})
+        file = ringfile.parse(
+            data[: ringfile.SIZE_LIMIT], _SEALED.key.key_id, _SEALED.instance, RECORDINGS_CLASS, _CONTEXT, {_ARN}
+        )
         assert file.wrapped_under(_ARN) is not None
         assert ringfile.open_name_key(_SEALED.key, file) == b"n" * 32
 

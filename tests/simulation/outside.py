@@ -18,7 +18,7 @@ from pipeline.errors import (
     KeyUnavailableError,
 )
 from pipeline.instances import Storage
-from pipeline.ports import KeyDescription, ObjectFacts, PutRequest
+from pipeline.ports import ObjectFacts, PutRequest
 from tests.s3_strict import Stored, StrictDestination, Upload
 from tests.unit.keyring_fakes import StrictKms
 
@@ -104,10 +104,6 @@ class Kms(StrictKms):
     def __init__(self, weather: Weather) -> None:
         super().__init__()
         self.weather = weather
-
-    async def describe(self, key_arn: str) -> KeyDescription:
-        await self._call("DescribeKey", key_arn)
-        return KeyDescription(key_arn, "Enabled", "SYMMETRIC_DEFAULT", "ENCRYPT_DECRYPT")
 
     async def _call(self, name: str, key_arn: str) -> None:
         await super()._call(name, key_arn)

@@ -175,8 +175,17 @@ class StrictKms:
             raise KeyUnavailableError(HoldCode.KEY_MISMATCH, "KMS can't open this wrapped key")
         return plaintext
 
+    async def re_encrypt(self, source_arn: str, target_arn: str, wrapped: bytes, context: Mapping[str, str]) -> bytes:
+        await self._call("ReEncrypt", source_arn)
+        await self._call("ReEncrypt", target_arn)
+        made_under, made_with, _ = self._wrapped.get(wrapped, ("", {}, b""))
+        if made_under != source_arn or made_with != dict(context):
+            raise KeyUnavailableError(HoldCode.KEY_MISMATCH, "KMS can't open this wrapped key")
+        return self.rewrap(wrapped, target_arn)
+
     async def describe(self, key_arn: str) -> KeyDescription:
-        raise NotImplementedError
+        await self._call("DescribeKey", key_arn)
+        return KeyDescription(key_arn, "Enabled", "SYMMETRIC_DEFAULT", "ENCRYPT_DECRYPT")
 
     def rewrap(self, wrapped: bytes, key_arn: str) -> bytes:
         """Wrap the same data key under another KMS key."""
