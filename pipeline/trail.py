@@ -15,6 +15,9 @@ from pipeline.interim.states import ArtifactName
 from pipeline.ports import Clock, KmsCall
 from pipeline.status import Facts, Failure, Quality, Status, status_event
 
+NODE = "node"
+"""The audit log of what is no one instance's."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subject:
@@ -92,6 +95,10 @@ class Trail:
         """Record something about an instance that is not one artifact's."""
         return self._audited(instance, verb, details)
 
+    def on_node(self, verb: str, **details: Any) -> LogLine:
+        """Record something about the node: its settings, its instances, what concerns them all."""
+        return self._audited(NODE, verb, details)
+
     def key_use(self, instance: Instance, call: KmsCall) -> LogLine:
         """Record one call to the key service."""
         now = self._clock.now()
@@ -100,9 +107,9 @@ class Trail:
         )
         return LogLine(records.log_path(self._audit, instance.instance_id, now, self._writer), line)
 
-    def _audited(self, instance: InstanceId, verb: str, details: Mapping[str, Any]) -> LogLine:
+    def _audited(self, log: InstanceId | str, verb: str, details: Mapping[str, Any]) -> LogLine:
         now = self._clock.now()
         return LogLine(
-            records.log_path(self._audit, instance, now, self._writer),
+            records.log_path(self._audit, log, now, self._writer),
             records.move(verb, details, actor=self._actor, now=now),
         )

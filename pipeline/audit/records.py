@@ -84,9 +84,12 @@ def move(name: str, details: Mapping[str, Any], *, actor: Actor, now: datetime) 
     return msgspec.json.encode(record)
 
 
-def log_path(root: str, instance: InstanceId, now: datetime, writer: str) -> str:
-    """Path of the log that a record of `instance` goes to. One writer per file: `service`, or a command's own name."""
-    return f"{root}/{instance}/{now:%Y-%m-%d}.{writer}.jsonl"
+def log_path(root: str, log: InstanceId | str, now: datetime, writer: str) -> str:
+    """Path of the log that a record goes to: an instance's, or the node's.
+
+    One writer per file: `service`, or a command's own name.
+    """
+    return f"{root}/{log}/{now:%Y-%m-%d}.{writer}.jsonl"
 
 
 def _common(actor: Actor, now: datetime) -> dict[str, Any]:
