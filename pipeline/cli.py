@@ -5,7 +5,22 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from pipeline.commands import doctor, feed, get, instance, keys, kms, ls, poison, put, screen, serve, status, verify
+from pipeline.commands import (
+    classes,
+    doctor,
+    feed,
+    get,
+    instance,
+    keys,
+    kms,
+    ls,
+    poison,
+    put,
+    screen,
+    serve,
+    status,
+    verify,
+)
 from pipeline.commands.exits import HELP, code_of
 from pipeline.errors import PipelineError
 
@@ -53,6 +68,9 @@ instances = typer.Typer(
 key_commands = typer.Typer(
     help="Data keys, and the KMS keys that they need.", no_args_is_help=True, rich_markup_mode="markdown"
 )
+class_commands = typer.Typer(
+    help="The classes of data, and the policy of each.", no_args_is_help=True, rich_markup_mode="markdown"
+)
 poisons = typer.Typer(
     help="What no retry could help: see it, give it back, remove it.", no_args_is_help=True, rich_markup_mode="markdown"
 )
@@ -71,6 +89,8 @@ instances.command("probe", epilog=instance.EXAMPLES["probe"])(instance.probe)
 instances.command("remove", epilog=instance.EXAMPLES["remove"])(instance.remove)
 app.add_typer(key_commands, name="keys")
 key_commands.command("status", epilog=keys.EXAMPLE)(keys.status)
+app.add_typer(class_commands, name="classes")
+class_commands.command("show", epilog=classes.EXAMPLE)(classes.show)
 app.add_typer(poisons, name="poison")
 poisons.command("list", epilog=poison.EXAMPLES["list"])(poison.list_poison)
 poisons.command("requeue", epilog=poison.EXAMPLES["requeue"])(poison.requeue)

@@ -23,7 +23,11 @@ from pipeline.errors import (
 )
 
 TOP = ["serve", "put", "feed", "ls", "status", "get", "verify", "kms", "doctor"]
-ALL = [*([each] for each in TOP), *(["instance", each] for each in ("add", "list", "probe", "remove"))]
+ALL = [
+    *([each] for each in TOP),
+    *(["instance", each] for each in ("add", "list", "probe", "remove")),
+    ["classes", "show"],
+]
 HEAVY = (
     "aiobotocore",
     "aiohttp",
