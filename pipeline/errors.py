@@ -46,9 +46,11 @@ class HoldError(DeferError):
 
     reason = "held"
 
-    def __init__(self, code: HoldCode, message: str) -> None:
+    def __init__(self, code: HoldCode, message: str, *, key_arn: str | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.key_arn = key_arn
+        """The KMS key that it speaks of, if it speaks of one."""
 
 
 class RefuseError(PipelineError):
@@ -128,6 +130,12 @@ class KeyBusyError(DeferError):
     """KMS did not answer, or asked for patience. Transient."""
 
     reason = "key-busy"
+
+
+class GrantTokenError(KeyBusyError):
+    """KMS does not know a grant token that it was given: the grant is gone, or the token too old. Ask without it."""
+
+    reason = "grant-token"
 
 
 class SegmentForgedError(RejectError):

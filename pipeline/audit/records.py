@@ -31,7 +31,7 @@ class Actor:
 
 def kms_call(call: KmsCall, *, actor: Actor, account_id: str, region: str, now: datetime) -> bytes:
     """Record one call to the key service, successful or not."""
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = dict(call.asked)
     for side, arn in _sides(call):
         parameters[f"{side}KeyId" if side else "keyId"] = arn
         if call.context:
@@ -45,7 +45,7 @@ def kms_call(call: KmsCall, *, actor: Actor, account_id: str, region: str, now: 
         "eventName": call.name,
         "awsRegion": region,
         "requestParameters": parameters,
-        "responseElements": None,
+        "responseElements": None if call.grant_id is None else {"grantId": call.grant_id, "keyId": call.key_arn},
         "requestID": call.request_id,
         "readOnly": call.name in _READ_ONLY,
         "resources": [

@@ -162,20 +162,31 @@ class StrictKms:
     pause: anyio.Event | None = None
     _wrapped: dict[bytes, tuple[str, dict[str, str], bytes]] = field(default_factory=dict)
 
-    async def generate_data_key(self, key_arn: str, context: Mapping[str, str]) -> GeneratedKey:
+    async def generate_data_key(
+        self, key_arn: str, context: Mapping[str, str], tokens: Sequence[str] = ()
+    ) -> GeneratedKey:
         await self._call("GenerateDataKey", key_arn)
         plaintext, wrapped = os.urandom(32), b"wrapped:" + os.urandom(16)
         self._wrapped[wrapped] = (key_arn, dict(context), plaintext)
         return GeneratedKey(plaintext, wrapped, self.answers_with or key_arn)
 
-    async def decrypt(self, key_arn: str, wrapped: bytes, context: Mapping[str, str]) -> bytes:
+    async def decrypt(
+        self, key_arn: str, wrapped: bytes, context: Mapping[str, str], tokens: Sequence[str] = ()
+    ) -> bytes:
         await self._call("Decrypt", key_arn)
         made_under, made_with, plaintext = self._wrapped.get(wrapped, ("", {}, b""))
         if made_under != key_arn or made_with != dict(context):
             raise KeyUnavailableError(HoldCode.KEY_MISMATCH, "KMS can't open this wrapped key")
         return plaintext
 
-    async def re_encrypt(self, source_arn: str, target_arn: str, wrapped: bytes, context: Mapping[str, str]) -> bytes:
+    async def re_encrypt(
+        self,
+        source_arn: str,
+        target_arn: str,
+        wrapped: bytes,
+        context: Mapping[str, str],
+        tokens: Sequence[str] = (),
+    ) -> bytes:
         await self._call("ReEncrypt", source_arn)
         await self._call("ReEncrypt", target_arn)
         made_under, made_with, _ = self._wrapped.get(wrapped, ("", {}, b""))
@@ -183,7 +194,7 @@ class StrictKms:
             raise KeyUnavailableError(HoldCode.KEY_MISMATCH, "KMS can't open this wrapped key")
         return self.rewrap(wrapped, target_arn)
 
-    async def describe(self, key_arn: str) -> KeyDescription:
+    async def describe(self, key_arn: str, tokens: Sequence[str] = ()) -> KeyDescription:
         await self._call("DescribeKey", key_arn)
         return KeyDescription(key_arn, "Enabled", "SYMMETRIC_DEFAULT", "ENCRYPT_DECRYPT")
 
