@@ -13,6 +13,7 @@ from pipeline.commands import (
     instance,
     keys,
     kms,
+    legal_hold,
     ls,
     poison,
     put,
@@ -74,6 +75,11 @@ class_commands = typer.Typer(
 poisons = typer.Typer(
     help="What no retry could help: see it, give it back, remove it.", no_args_is_help=True, rich_markup_mode="markdown"
 )
+legal_holds = typer.Typer(
+    help="What must not be removed, whoever asks: place, lift and list legal holds.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
 
 app.command(epilog=serve.EXAMPLE)(serve.serve)
 app.command(epilog=put.EXAMPLE)(put.put)
@@ -95,6 +101,10 @@ app.add_typer(poisons, name="poison")
 poisons.command("list", epilog=poison.EXAMPLES["list"])(poison.list_poison)
 poisons.command("requeue", epilog=poison.EXAMPLES["requeue"])(poison.requeue)
 poisons.command("discard", epilog=poison.EXAMPLES["discard"])(poison.discard)
+app.add_typer(legal_holds, name="legal-hold")
+legal_holds.command("add", epilog=legal_hold.EXAMPLES["add"])(legal_hold.add)
+legal_holds.command("release", epilog=legal_hold.EXAMPLES["release"])(legal_hold.release)
+legal_holds.command("list", epilog=legal_hold.EXAMPLES["list"])(legal_hold.list_holds)
 app.command(epilog=kms.EXAMPLE)(kms.kms)
 app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
 

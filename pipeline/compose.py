@@ -41,6 +41,7 @@ from pipeline.intake.recorder import Recorder
 from pipeline.intake.replay import RecordingNames, Replay
 from pipeline.intake.sweep import Sweep
 from pipeline.interim.store import InterimStore
+from pipeline.legalholds import keeps_all
 from pipeline.node import Clients, Node
 from pipeline.ports import EventQueue, EventSink
 from pipeline.process import harden, settle
@@ -122,7 +123,9 @@ def connect(
         event_logs=EventLogs(
             f"{node.root}/events", files, [each for _, each in publishers], settings.events_out.kept_bytes
         ),
-        folder=ReceiptFolder(store, taking.journal, node.tenants, clock, settings.store),
+        folder=ReceiptFolder(
+            store, taking.journal, node.tenants, clock, settings.store, partial(keeps_all, settings.config_dir)
+        ),
         missing=missing,
         health=health,
         canary=canary,

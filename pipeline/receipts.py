@@ -1,9 +1,10 @@
 """Old receipts leave the store: folded, day by day, into one log per instance that is not read at start.
 
 Journal files and event logs that nobody needs any more leave at the same time. What is old is told by a clock that a
-jump of the machine's own does not put ahead.
+jump of the machine's own does not put ahead. While anything of an instance is under a legal hold its journal stays.
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import anyio
@@ -12,6 +13,7 @@ import structlog
 
 from pipeline.delivery.proof import read_receipt
 from pipeline.errors import PipelineError, SegmentForgedError, StoreIoError
+from pipeline.ids import InstanceId
 from pipeline.intake.journal import Journal
 from pipeline.interim.states import ArtifactName, State
 from pipeline.interim.store import InterimStore
@@ -29,13 +31,21 @@ class ReceiptFolder:
     """Folds what is older than the receipt window."""
 
     def __init__(
-        self, store: InterimStore, journal: Journal, tenants: Tenants, clock: Clock, settings: StoreSettings
+        self,
+        store: InterimStore,
+        journal: Journal,
+        tenants: Tenants,
+        clock: Clock,
+        settings: StoreSettings,
+        keeps_all: Callable[[InstanceId], bool],
     ) -> None:
+        """`keeps_all` tells whether a legal hold forbids to remove what an instance's events said."""
         self._store = store
         self._journal = journal
         self._tenants = tenants
         self._steady = Steady(clock)
         self._settings = settings
+        self._keeps_all = keeps_all
 
     async def run(self) -> None:
         """Look every ten minutes until cancelled; not at once: a clock may be set soon after its machine's start."""
@@ -60,7 +70,9 @@ class ReceiptFolder:
                 folded += 1
         for tenant in self._tenants:
             first = now.date() - timedelta(days=self._settings.journal_days)
-            await anyio.to_thread.run_sync(self._journal.sweep, tenant.instance.instance_id, first)
+            instance_id = tenant.instance.instance_id
+            if not await anyio.to_thread.run_sync(self._keeps_all, instance_id):
+                await anyio.to_thread.run_sync(self._journal.sweep, instance_id, first)
         return folded
 
     async def _due(self, name: ArtifactName, oldest: datetime) -> bytes | None:

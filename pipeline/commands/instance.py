@@ -190,12 +190,16 @@ def remove(
 ) -> None:
     """Remove an instance's file. Its recordings, key ring and bucket are left as they are.
 
-    While undelivered recordings of it are held this is refused: nothing could deliver or open them any more.
+    While undelivered recordings of it are held this is refused: nothing could deliver or open them any more. While
+    anything of it is under a legal hold it is refused whatever is given.
     """
     import anyio
 
+    from pipeline.commands.removal import refuse_for_instance
+
     site = open_site(config, state_dir)
     instance = site.configured(wanted)
+    refuse_for_instance(site, instance.instance_id)
     held = _undelivered(site, instance)
     if held and not (force and reason):
         raise RefuseError(

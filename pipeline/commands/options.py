@@ -70,6 +70,9 @@ GiveUpOption = Annotated[
     ),
 ]
 
+ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", show_default=False, help="Why; is recorded.")]
+_REASON_LIMIT = 500
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -136,6 +139,14 @@ def load_settings(config: Path | None, state_dir: Path | None) -> Settings:
         return load(text, environ, base=base)
     except HaltError as error:
         raise RefuseError(f"the settings can't be used: {error}") from error
+
+
+def checked_reason(reason: str) -> str:
+    """Give a reason as it is recorded. Raises `RefuseError`."""
+    text = reason.strip()
+    if not text or len(text) > _REASON_LIMIT or not text.isprintable():
+        raise RefuseError(f"one line of at most {_REASON_LIMIT} characters is needed", field="--reason")
+    return text
 
 
 def server(url: str, token_file: Path | None) -> "Server":

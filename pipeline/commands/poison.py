@@ -12,7 +12,16 @@ import typer
 
 from pipeline.commands import screen
 from pipeline.commands.exits import ExitCode
-from pipeline.commands.options import ConfigOption, InstanceOption, JsonOption, Site, StateDirOption, open_site
+from pipeline.commands.options import (
+    ConfigOption,
+    InstanceOption,
+    JsonOption,
+    ReasonOption,
+    Site,
+    StateDirOption,
+    checked_reason,
+    open_site,
+)
 from pipeline.commands.running import tell_service
 from pipeline.errors import RefuseError
 
@@ -26,7 +35,6 @@ ADVICE: Mapping[str, str] = {
     "destination-refused": "the bucket refuses it: mend what it names in the log, then requeue it",
 }
 """What a person can do, by why it is poison."""
-_REASON_LIMIT = 500
 
 EXAMPLES = {
     "list": "Example: pipeline poison list --instance acme",
@@ -41,7 +49,6 @@ AllOption = Annotated[bool, typer.Option("--all", help="All that --instance and 
 CodeOption = Annotated[
     str | None, typer.Option("--code", metavar="CODE", show_default=False, help="Poison of this code only.")
 ]
-ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", show_default=False, help="Why; is recorded.")]
 
 
 def list_poison(
@@ -99,7 +106,7 @@ def requeue(
         names = [name for name in names if name.size_bytes is not None]
     elif any(name.size_bytes is None for name in names):
         raise RefuseError("what was damaged before it was sealed can't be delivered, only kept or discarded")
-    anyio.run(_requeue, site, names, _checked(reason))
+    anyio.run(_requeue, site, names, checked_reason(reason))
     _answer(site, "requeued", names, as_json=as_json)
 
 
@@ -114,12 +121,15 @@ def discard(
     code: CodeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove poison for good. What it was, why and by whom is kept in `discards/` and in the audit trail."""
+    """Remove poison for good. What it was, why and by whom is kept in `discards/` and in the audit trail.
+
+    Refused for all of them if one is under a legal hold.
+    """
     import anyio
 
     site = open_site(config, state_dir)
     names = _wanted(site, artifacts, instance, code, take_all=take_all)
-    checked = _checked(reason)
+    checked = checked_reason(reason)
     if not sure:
         raise RefuseError(f"{len(names)} recordings would be lost for good. Give --yes if that is meant", field="--yes")
     anyio.run(_discard, site, names, checked)
@@ -159,13 +169,6 @@ def _wanted(
     return names
 
 
-def _checked(reason: str) -> str:
-    text = reason.strip()
-    if not text or len(text) > _REASON_LIMIT or not text.isprintable():
-        raise RefuseError(f"one line of at most {_REASON_LIMIT} characters is needed", field="--reason")
-    return text
-
-
 async def _requeue(site: Site, names: "Sequence[ArtifactName]", reason: str) -> None:
     from pipeline.commands.access import open_access
     from pipeline.interim.poison import requeue
@@ -181,10 +184,12 @@ async def _discard(site: Site, names: "Sequence[ArtifactName]", reason: str) -> 
 
     from pipeline.audit.records import log_path
     from pipeline.commands.access import open_access
+    from pipeline.commands.removal import refuse_for_artifacts
     from pipeline.interim.logs import LogLine
     from pipeline.interim.poison import Discarded, digest_of, discard
 
     async with open_access(site.settings) as access:
+        await refuse_for_artifacts(site, access, names)
         for name in names:
             now = access.clock.now()
             size, digest = digest_of(site.root, access.files, name)

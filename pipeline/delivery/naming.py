@@ -91,6 +91,11 @@ def object_keys(
     )
 
 
+def contact_in(key: str) -> str:
+    """Give the contact that an object key names; what follows it begins with the first underscore."""
+    return key.rpartition("/")[2].partition("_")[0]
+
+
 def _discriminators(when: Discriminator, recording_id: RecordingId, generation: int) -> tuple[str, ...]:
     if generation > 1:
         return (f"_{recording_id}_g{generation}",)

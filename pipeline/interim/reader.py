@@ -42,6 +42,27 @@ def read_header(files: FileSystem, handle: int, name: ArtifactName) -> bytes:
     return raw
 
 
+def read_head(files: FileSystem, path: str, name: ArtifactName, key: DataKey) -> Head:
+    """Open segment 0 alone, whatever may be wrong behind it.
+
+    Raises:
+        SegmentForgedError: it does not authenticate.
+        FileNotFoundError: there is no such file.
+        StoreIoError: it can't be read.
+
+    """
+    handle = files.open(path)
+    try:
+        opener = Opener(key, read_header(files, handle, name))
+        entry = next_entry(None, files.read(handle, HEADER_SIZE, FRAME_PREFIX), files.size(handle))
+        if entry.frame.type is not SegmentType.EVENT:
+            raise SegmentForgedError("an artifact does not begin with its head")
+        sealed = files.read(handle, entry.position, entry.frame.sealed_size)
+        return decode_head(opener.open(entry.frame, entry.index, entry.media_offset, sealed))
+    finally:
+        files.close(handle)
+
+
 class ArtifactReader:
     """Reads one artifact through `handle`, up to file offset `limit`."""
 

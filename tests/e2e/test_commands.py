@@ -23,6 +23,7 @@ from pipeline.adapters.kms import AwsKeyService
 from pipeline.cli import app
 from pipeline.commands.options import load_settings
 from pipeline.ids import Kind
+from pipeline.interim.states import ArtifactName
 from pipeline.ports import KmsCall
 from pipeline.settings import Credentials, Endpoint, LogSettings
 from tests.held_store import ACCOUNT, ACME, HeldStore, held_store, instance
@@ -195,6 +196,30 @@ async def test_a_key_that_is_disabled_opens_nothing_and_is_no_damage(tmp_path: P
         assert (answer["problems"], len(answer["unopened"])) == ([], 1)
         refused = await test.run("doctor")
         assert "FAIL  acme key: its state is Disabled" in refused.stdout
+
+
+async def test_a_legal_hold_on_a_contact_is_found_by_opening_heads(tmp_path: Path) -> None:
+    """Damage behind the head does not hide whose recording it is; a key that can't be used does, and nothing goes."""
+    async with held(tmp_path) as test:
+        poison = []
+        for contact in ("c-1", "c-2"):
+            name = await test.store.hold(ACME, Kind.VOICE, MEDIA, contact=contact)
+            poison.append(await test.store.store.reject(name, "integrity", ()))
+        for name in poison:
+            os.truncate(test.state / "artifacts" / name.path, 1_000)
+        answered(await test.run("legal-hold", "add", "acme", "--contact", "c-1", "--reason", "x", "--json"))
+
+        def discard(*names: ArtifactName) -> Any:
+            ids = [str(name.artifact_id) for name in names]
+            return test.run("poison", "discard", *ids, "--reason", "tidy", "--yes")
+
+        assert (await discard(poison[1], poison[0])).exit_code == 3
+        test.server.disable(test.key_id)
+        assert "can't be told" in (await discard(poison[1])).stderr
+        assert all((test.state / "artifacts" / name.path).exists() for name in poison)
+        test.server.enable(test.key_id)
+        assert (await discard(poison[1])).exit_code == 0
+        assert [(test.state / "artifacts" / name.path).exists() for name in poison] == [True, False]
 
 
 # --- a whole service

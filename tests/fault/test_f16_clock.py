@@ -5,7 +5,7 @@ over the wire elsewhere.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 from pipeline.adapters.clock import SystemClock
 from pipeline.delivery.proof import Receipt, Subject, verify, write_receipt
 from pipeline.events import parse_time
-from pipeline.ids import Kind, RecordingId
+from pipeline.ids import InstanceId, Kind, RecordingId
 from pipeline.interim.states import State
 from pipeline.ports import ObjectFacts, PutRequest
 from pipeline.receipts import ReceiptFolder
@@ -60,8 +60,10 @@ async def delivered(process: Node, source_id: str = "call-1") -> None:
     await process.store.settle(name, write_receipt(receipt), (), ())
 
 
-def folder(process: Node) -> ReceiptFolder:
-    return ReceiptFolder(process.store, process.journal, process.tenants, process.world.clock, StoreSettings())
+def folder(process: Node, held: Collection[InstanceId] = ()) -> ReceiptFolder:
+    return ReceiptFolder(
+        process.store, process.journal, process.tenants, process.world.clock, StoreSettings(), held.__contains__
+    )
 
 
 @pytest.mark.parametrize("jump", JUMPS)
@@ -79,6 +81,17 @@ async def test_receipts_and_journal_leave_by_the_time_that_passed(tmp_path: Path
         clock.jump(-jump)
         clock.advance(timedelta(hours=2).total_seconds())
         assert await collector.once() == 1
+
+
+async def test_a_journal_stays_while_anything_of_its_instance_is_under_a_legal_hold(tmp_path: Path) -> None:
+    world, clock = world_at(tmp_path)
+    async with node(world) as process:
+        await take(process, started(source_id="another"))
+        clock.advance(timedelta(days=9).total_seconds())
+        await folder(process, {A}).once()
+        assert len(list((tmp_path / "journal" / str(A)).rglob("*.journal"))) == 1
+        await folder(process).once()
+        assert list((tmp_path / "journal" / str(A)).rglob("*.journal")) == []
 
 
 async def test_a_receipt_that_can_not_be_read_stops_no_other(tmp_path: Path) -> None:

@@ -301,7 +301,7 @@ def made_node(world: World) -> Node:
             commits,
             Backoff(timedelta(seconds=1), timedelta(seconds=20), chance.random),
         ),
-        folder=ReceiptFolder(store, journal, tenants, clock, world.store),
+        folder=ReceiptFolder(store, journal, tenants, clock, world.store, lambda _instance: False),
     )
 
 

@@ -27,6 +27,7 @@ ALL = [
     *([each] for each in TOP),
     *(["instance", each] for each in ("add", "list", "probe", "remove")),
     ["classes", "show"],
+    *(["legal-hold", each] for each in ("add", "release", "list")),
 ]
 HEAVY = (
     "aiobotocore",
