@@ -5,17 +5,15 @@ Settings in, a running service out. Nothing else constructs an adapter for the s
 
 import random
 import signal
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import anyio
 import structlog
 
-from pipeline import config, embedded, listening
+from pipeline import config, listening
 from pipeline.adapters.disk import locked
 from pipeline.adapters.eventbridge import EventBridgeSink
 from pipeline.adapters.sqs import SqsQueue, SqsSink
@@ -41,19 +39,17 @@ from pipeline.intake.recorder import Recorder
 from pipeline.intake.replay import RecordingNames, Replay
 from pipeline.intake.sweep import Sweep
 from pipeline.interim.store import InterimStore
+from pipeline.jobs import Ask, Handler, Jobs, Report
 from pipeline.legalholds import keeps_all
 from pipeline.node import Clients, Node
 from pipeline.ports import EventQueue, EventSink
 from pipeline.process import harden, settle
-from pipeline.provision import demo_token_file, provision_demo
 from pipeline.receipts import ReceiptFolder
-from pipeline.service import Parts, Service
+from pipeline.service import Listen, Parts, Service
 from pipeline.settings import QueueSource, Settings
+from pipeline.surroundings import ServersUp, Surroundings, surroundings
 
 log = structlog.get_logger()
-
-ServersUp = Callable[[], bool]
-"""Tell whether the embedded servers are there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +67,7 @@ class Taking:
 def connect(
     node: Node,
     store: InterimStore,
-    listener: socket.socket,
+    listen: Listen,
     sinks: Mapping[str, EventSink],
     queues: Sequence[tuple[EventQueue, QueueSource]],
     servers_up: ServersUp | None,
@@ -129,10 +125,18 @@ def connect(
         missing=missing,
         health=health,
         canary=canary,
-        listen=lambda app, stop: listening.serve(app, listener, stop),
+        jobs=Jobs(
+            f"{node.root}/jobs", files=files, commits=commits, trail=node.trail, clock=clock, handlers=_handlers()
+        ),
+        listen=listen,
     )
     service = Service(parts, drain=settings.drain)
     return service
+
+
+def _handlers() -> dict[str, Handler]:
+    """Give what each verb of a job does."""
+    return {}
 
 
 def _taking(node: Node, store: InterimStore, dispatcher: Dispatcher) -> Taking:
@@ -236,34 +240,48 @@ async def assembled(
         HaltError: the store, its lock or the address can't be used.
 
     """
+    async with _holding_store(settings) as stack:
+        listener = stack.enter_context(listening.listening(settings.http.host, settings.http.port))
+        service, node = await _assemble(
+            settings, stack, lambda app, end: listening.serve(app, listener, end), servers_up
+        )
+        yield service, node, listening.url_of(listener)
+
+
+@asynccontextmanager
+async def _holding_store(settings: Settings) -> AsyncIterator[AsyncExitStack]:
     state = Path(settings.state_dir)
     config.make_private_directory(state)
     async with AsyncExitStack() as stack:
         stack.enter_context(locked(f"{state}/lock"))
-        listener = stack.enter_context(listening.listening(settings.http.host, settings.http.port))
-        clients = Clients(stack, settings)
-        node = Node(settings, clients)
-        store = InterimStore(
-            node.root,
-            node.files,
-            node.commits,
-            free_bytes=settings.store.free_bytes,
-            volume=node.volume,
-            quota_of=node.quota_of,
-        )
-        known = config.load_store_id(settings.config_dir)
-        store_id = store.open(known)
-        if store_id != known:
-            config.save_store_id(settings.config_dir, store_id)
-        await node.configure()
-        sinks: dict[str, EventSink] = {}
-        if settings.events_out.queue_url is not None:
-            sinks["sqs"] = SqsSink(await clients.get("sqs"), settings.events_out.queue_url)
-        if settings.events_out.bus_name is not None:
-            sinks["bus"] = EventBridgeSink(await clients.get("events"), settings.events_out.bus_name)
-        queues = [(SqsQueue(await clients.get("sqs"), source.queue_url), source) for source in settings.queues]
-        service = connect(node, store, listener, sinks, queues, servers_up)
-        yield service, node, listening.url_of(listener)
+        yield stack
+
+
+async def _assemble(
+    settings: Settings, stack: AsyncExitStack, listen: Listen, servers_up: ServersUp | None
+) -> tuple[Service, Node]:
+    clients = Clients(stack, settings)
+    node = Node(settings, clients)
+    store = InterimStore(
+        node.root,
+        node.files,
+        node.commits,
+        free_bytes=settings.store.free_bytes,
+        volume=node.volume,
+        quota_of=node.quota_of,
+    )
+    known = config.load_store_id(settings.config_dir)
+    store_id = store.open(known)
+    if store_id != known:
+        config.save_store_id(settings.config_dir, store_id)
+    await node.configure()
+    sinks: dict[str, EventSink] = {}
+    if settings.events_out.queue_url is not None:
+        sinks["sqs"] = SqsSink(await clients.get("sqs"), settings.events_out.queue_url)
+    if settings.events_out.bus_name is not None:
+        sinks["bus"] = EventBridgeSink(await clients.get("events"), settings.events_out.bus_name)
+    queues = [(SqsQueue(await clients.get("sqs"), source.queue_url), source) for source in settings.queues]
+    return connect(node, store, listen, sinks, queues, servers_up), node
 
 
 async def run(settings: Settings, stop: anyio.Event, started: Callable[[str], None]) -> None:
@@ -273,55 +291,42 @@ async def run(settings: Settings, stop: anyio.Event, started: Callable[[str], No
         HaltError: it can't be served safely.
 
     """
-    if not settings.embedded:
-        await _serve(settings, stop, started, _nothing, None)
-        return
-    with embedded.opened(settings) as known:
-        for concern in embedded.concerns(known):
-            log.warning("embedded.concern", detail=concern)
-        servers = embedded.Servers(known)
-        ended = anyio.Event()
-        async with anyio.create_task_group() as group:
-            group.start_soon(servers.run, ended, name="embedded servers")
-            try:
-                provision = partial(_provision, known, servers, settings)
-                await _serve(known.settings(settings), stop, started, provision, lambda: servers.up)
-            finally:
-                ended.set()
+    async with surroundings(settings) as given:
+        await _serve(given, stop, started)
 
 
-async def _serve(
-    settings: Settings,
-    stop: anyio.Event,
-    started: Callable[[str], None],
-    prepare: Callable[[], Awaitable[None]],
-    servers_up: ServersUp | None,
-) -> None:
-    async with assembled(settings, servers_up) as (service, node, url), anyio.create_task_group() as group:
+async def perform(settings: Settings, ask: Ask) -> Report:
+    """Do one job on a store that no service runs on, and nothing else.
+
+    Raises:
+        HaltError: the store can't be used, or a service holds it after all.
+        DeferError: not even its report can be written.
+
+    """
+    async with surroundings(settings) as given, _holding_store(given.settings) as stack:
+        service, node = await _assemble(given.settings, stack, _deaf, given.are_up)
+        await given.prepare()
+        await node.configure()
+        return await service.perform(ask)
+
+
+async def _deaf(_app: HttpIntake, _end: anyio.Event) -> None:
+    """Listen to nobody."""
+
+
+async def _serve(given: Surroundings, stop: anyio.Event, started: Callable[[str], None]) -> None:
+    async with (
+        assembled(given.settings, given.are_up) as (service, node, url),
+        anyio.create_task_group() as group,
+    ):
 
         async def prepared() -> None:
-            await prepare()
+            await given.prepare()
             await node.configure()
 
         group.start_soon(_reload_on_hangup, service, node, name="reload")
         await service.run(stop, prepared, lambda: started(url))
         group.cancel_scope.cancel()
-
-
-async def _nothing() -> None:
-    """Prepare nothing: the servers are others'."""
-
-
-async def _provision(known: embedded.Embedded, servers: embedded.Servers, settings: Settings) -> None:
-    """Wait for the embedded servers; on the first start make the demo instance."""
-    await servers.ready.wait()
-    instance, token = await provision_demo(known, settings.config_dir)
-    if token is not None:
-        log.info(
-            "embedded.demo_instance",
-            instance=str(instance.instance_id),
-            token_file=str(demo_token_file(known)),
-        )
 
 
 async def _reload_on_hangup(service: Service, node: Node) -> None:

@@ -29,6 +29,7 @@ from pipeline.interim.commit import GroupCommit
 from pipeline.interim.poison import returned
 from pipeline.interim.states import State
 from pipeline.interim.store import InterimStore
+from pipeline.jobs import Ask, Jobs, Report
 from pipeline.process import uncollected
 from pipeline.receipts import ReceiptFolder
 from pipeline.tenants import Tenants
@@ -62,6 +63,7 @@ class Parts:
     missing: MissingWatch
     health: Health
     canary: Canary | None
+    jobs: Jobs
     listen: Listen
 
 
@@ -100,10 +102,24 @@ class Service:
                 parts.commits.stop()
 
     async def configured(self) -> None:
-        """Look again at what is held, and for poison that a person gave back: the configuration was read again."""
+        """Look again at what is held, at poison that a person gave back, and for jobs: somebody told us to."""
         store, dispatcher = self._parts.store, self._parts.dispatcher
         dispatcher.add_all(returned(store.index, await anyio.to_thread.run_sync(store.moved_poison)))
         dispatcher.retry_now()
+        self._parts.jobs.look()
+
+    async def perform(self, ask: Ask) -> Report:
+        """Do one job and nothing else; for a command, while no service runs."""
+        parts = self._parts
+        async with anyio.create_task_group() as writers:
+            writers.start_soon(parts.commits.run, name="group commit")
+            try:
+                await self._recover()
+                report = await parts.jobs.perform(ask)
+            finally:
+                parts.journal.close()
+                parts.commits.stop()
+        return report
 
     async def _serve(
         self, stop: anyio.Event, prepare: Callable[[], Awaitable[None]], started: Callable[[], None]
@@ -167,6 +183,7 @@ class Service:
             "missing": parts.missing.run,
             "health": parts.health.run,
             "volume": parts.store.room.run,
+            "jobs": parts.jobs.run,
         }
         if parts.canary is not None:
             stages["canary"] = parts.canary.run

@@ -9,9 +9,7 @@ from pipeline.crypt.ringfile import SIZE_LIMIT, SUFFIX
 from pipeline.errors import StoreIoError
 from pipeline.ids import KeyId
 from pipeline.ports import FileSystem
-
-_UNFINISHED = ".tmp"
-"""Ending of a file that is being written; what a crash leaves of it was never used, and is never read."""
+from pipeline.smallfiles import write_whole
 
 
 class RingDirectory:
@@ -48,22 +46,7 @@ class RingDirectory:
             StoreFullError, StoreIoError: it is not there, or not durable; its key must not be used.
 
         """
-        target = f"{self._path}/{key_id.hex}{SUFFIX}"
-        aside = target + _UNFINISHED
-        self._files.make_directory(self._path)
-        self._files.unlink(aside)  # a crash may have left one
-        try:
-            handle = self._files.create(aside)
-            try:
-                self._files.append(handle, [content])
-                self._files.sync(handle)
-            finally:
-                self._files.close(handle)
-            self._files.rename(aside, target)
-        except BaseException:
-            self._files.unlink(aside)
-            raise
-        self._files.sync_directory(self._path)
+        write_whole(self._files, f"{self._path}/{key_id.hex}{SUFFIX}", content)
 
     def _read(self, path: str) -> bytes:
         handle = self._files.open(path)
