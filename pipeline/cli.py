@@ -6,6 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline.commands import (
+    backup,
     classes,
     doctor,
     feed,
@@ -17,6 +18,7 @@ from pipeline.commands import (
     ls,
     poison,
     put,
+    restore,
     screen,
     serve,
     status,
@@ -75,6 +77,12 @@ class_commands = typer.Typer(
 poisons = typer.Typer(
     help="What no retry could help: see it, give it back, remove it.", no_args_is_help=True, rich_markup_mode="markdown"
 )
+backups = typer.Typer(
+    cls=backup.BackupCommands,
+    help="Back the store up with its key ring, beside a running service; check and list backups.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
 legal_holds = typer.Typer(
     help="What must not be removed, whoever asks: place, lift and list legal holds.",
     no_args_is_help=True,
@@ -101,6 +109,12 @@ app.add_typer(poisons, name="poison")
 poisons.command("list", epilog=poison.EXAMPLES["list"])(poison.list_poison)
 poisons.command("requeue", epilog=poison.EXAMPLES["requeue"])(poison.requeue)
 poisons.command("discard", epilog=poison.EXAMPLES["discard"])(poison.discard)
+app.add_typer(backups, name="backup")
+backups.command("create", epilog=backup.EXAMPLES["create"])(backup.create)
+backups.command("verify", epilog=backup.EXAMPLES["verify"])(backup.verify)
+backups.command("list", epilog=backup.EXAMPLES["list"])(backup.list_made)
+backups.command("forget", epilog=backup.EXAMPLES["forget"])(backup.forget)
+app.command(epilog=restore.EXAMPLE)(restore.restore)
 app.add_typer(legal_holds, name="legal-hold")
 legal_holds.command("add", epilog=legal_hold.EXAMPLES["add"])(legal_hold.add)
 legal_holds.command("release", epilog=legal_hold.EXAMPLES["release"])(legal_hold.release)

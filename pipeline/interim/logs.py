@@ -132,7 +132,7 @@ class AppendLogs:
             self._amends[path] = partial(self._files.unlink, path)
             handle = self._files.create(path)
         try:
-            whole = _whole_lines(self._files, handle)
+            whole = whole_size(self._files, handle)
             if whole < self._files.size(handle):
                 self._files.truncate(handle, whole)
             # Also of a log that was there: the process that made it may have died before it did this.
@@ -167,7 +167,7 @@ def has_hole(line: bytes) -> bool:
     return b"\0" in line
 
 
-def _whole_lines(files: FileSystem, handle: int) -> int:
+def whole_size(files: FileSystem, handle: int) -> int:
     """Length of the log up to its last line feed."""
     end = files.size(handle)
     while end > 0:

@@ -7,6 +7,8 @@ from pipeline.ports import FileSystem
 
 FORMAT_VERSION = 2
 _NAME = "store.json"
+RESTORING = "restoring"
+"""Lies in a store that a backup is being restored to, until all of it is there."""
 
 
 class Marker(msgspec.Struct, frozen=True, rename="camel"):
@@ -20,10 +22,12 @@ def read_marker(files: FileSystem, root: str) -> Marker | None:
     """Read it; None if there is none.
 
     Raises:
-        HaltError: it is damaged.
+        HaltError: it is damaged, or the store is half restored.
         StoreIoError, StoreBusyError: it can't be read.
 
     """
+    if RESTORING in files.names(root):
+        raise HaltError("a backup was not restored to its end here; run `pipeline restore` again")
     try:
         handle = files.open(f"{root}/{_NAME}")
     except FileNotFoundError:

@@ -22,11 +22,12 @@ from pipeline.errors import (
     SegmentForgedError,
 )
 
-TOP = ["serve", "put", "feed", "ls", "status", "get", "verify", "kms", "doctor"]
+TOP = ["serve", "put", "feed", "ls", "status", "get", "verify", "restore", "kms", "doctor"]
 ALL = [
     *([each] for each in TOP),
     *(["instance", each] for each in ("add", "list", "probe", "remove")),
     ["classes", "show"],
+    *(["backup", each] for each in ("create", "verify", "list", "forget")),
     *(["legal-hold", each] for each in ("add", "release", "list")),
 ]
 HEAVY = (
