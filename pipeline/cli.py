@@ -13,6 +13,7 @@ from pipeline.commands import (
     get,
     instance,
     keys,
+    keys_change,
     kms,
     legal_hold,
     ls,
@@ -103,6 +104,7 @@ instances.command("probe", epilog=instance.EXAMPLES["probe"])(instance.probe)
 instances.command("remove", epilog=instance.EXAMPLES["remove"])(instance.remove)
 app.add_typer(key_commands, name="keys")
 key_commands.command("status", epilog=keys.EXAMPLE)(keys.status)
+key_commands.command("change", epilog=keys_change.EXAMPLE)(keys_change.change)
 app.add_typer(class_commands, name="classes")
 class_commands.command("show", epilog=classes.EXAMPLE)(classes.show)
 app.add_typer(poisons, name="poison")

@@ -14,7 +14,7 @@ from pathlib import Path
 import anyio
 import structlog
 
-from pipeline import config, listening
+from pipeline import config, keychange, listening
 from pipeline.adapters.disk import locked
 from pipeline.adapters.eventbridge import EventBridgeSink
 from pipeline.adapters.sqs import SqsQueue, SqsSink
@@ -127,7 +127,7 @@ def connect(
         health=health,
         canary=canary,
         jobs=Jobs(
-            f"{node.root}/jobs", files=files, commits=commits, trail=node.trail, clock=clock, handlers=_handlers()
+            f"{node.root}/jobs", files=files, commits=commits, trail=node.trail, clock=clock, handlers=_handlers(node)
         ),
         listen=listen,
     )
@@ -135,9 +135,9 @@ def connect(
     return service
 
 
-def _handlers() -> dict[str, Handler]:
+def _handlers(node: Node) -> dict[str, Handler]:
     """Give what each verb of a job does."""
-    return {}
+    return {keychange.VERB: keychange.KeyChangeJob(node.tenants, node.configure, node.clock)}
 
 
 def _taking(node: Node, store: InterimStore, dispatcher: Dispatcher) -> Taking:

@@ -231,6 +231,11 @@ def render(instance: Instance) -> str:
     return tomli_w.dumps(document, multiline_strings=False)
 
 
+def checked(instance: Instance) -> Instance:
+    """Give an instance as its file would give it back. Raises `RefuseError` naming what can't stand in one."""
+    return parse(render(instance), name=file_name(instance.instance_id))
+
+
 def file_name(instance_id: InstanceId) -> str:
     """Name an instance's file."""
     return f"{instance_id}.toml"

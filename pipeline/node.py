@@ -32,7 +32,7 @@ from pipeline.interim.logs import Rotation
 from pipeline.interim.volume import Volume
 from pipeline.ports import KmsCall
 from pipeline.settings import Settings
-from pipeline.tenants import Tenant, Tenants
+from pipeline.tenants import Tenant, Tenants, is_followed
 from pipeline.trail import Trail
 
 log = structlog.get_logger()
@@ -83,12 +83,17 @@ class Node:
         self.tenants = Tenants(self._ring)
         self.refused_files = 0
         """Instance files that could not be used when they were last read."""
+        self._configuring = anyio.Lock()
         self._key_clients: dict[str, Any] = {}
         self._bucket_clients: dict[InstanceId, Any] = {}
         self._heads: dict[tuple[InstanceId, Kind], bool] = {}
 
     async def configure(self) -> None:
         """Read the instance files. One that is bad, or whose keys can't be read, leaves what was in force before."""
+        async with self._configuring:
+            await self._configure()
+
+    async def _configure(self) -> None:
         loaded = await anyio.to_thread.run_sync(config.load_instances, self.settings.config_dir)
         for path, problem in loaded.problems.items():
             log.error("config.refused", file=path.name, field=problem.field, detail=str(problem))
@@ -132,11 +137,14 @@ class Node:
     # --- inside
 
     async def _has_keys(self, tenant: Tenant, known: Tenant | None) -> bool:
-        """Read a new ring's files. Without them everything held would look as if its data key were lost."""
-        if known is not None and known.ring is tenant.ring:
+        """Read a ring's files, if it is new or its KMS keys are others now.
+
+        Without them everything held would look as if its data key were lost.
+        """
+        if known is not None and known.ring is tenant.ring and is_followed(tenant):
             return True
         try:
-            await tenant.ring.load()
+            await tenant.ring.follow(tenant.instance.kms_key_arn, tenant.instance.previous_kms_key_arn)
         except PipelineError as error:
             instance = str(tenant.instance.instance_id)
             log.error(  # noqa: TRY400 - what happened is told; where is of no use

@@ -37,15 +37,18 @@ class Tenants:
         return [tenant.instance for tenant in self._tenants.values()]
 
     def replace(self, instances: Mapping[InstanceId, Instance]) -> None:
-        """Serve these from now on. A ring is kept while its KMS keys are the same."""
+        """Serve these from now on, whose rings are new or go by the same KMS keys."""
         self.adopt(self.made(instances))
 
     def made(self, instances: Mapping[InstanceId, Instance]) -> dict[InstanceId, Tenant]:
-        """Make tenants without serving them yet: with the ring that is there, or a new one, which is not loaded."""
+        """Make tenants without serving them yet: with the ring that is there, or a new one, which is not loaded.
+
+        A ring that is there is kept also for other KMS keys, which it then has to `follow`: what is open goes on.
+        """
         made: dict[InstanceId, Tenant] = {}
         for instance_id, instance in instances.items():
             known = self._tenants.get(instance_id)
-            if known is not None and _keys(known.instance) == _keys(instance):
+            if known is not None and _ring_of(known.instance) == _ring_of(instance):
                 made[instance_id] = Tenant(instance, known.ring)
             else:
                 made[instance_id] = Tenant(instance, self._make_ring(instance))
@@ -60,5 +63,12 @@ class Tenants:
         self._tenants = dict(tenants)
 
 
-def _keys(instance: Instance) -> tuple[str, str | None, str]:
-    return instance.kms_key_arn, instance.previous_kms_key_arn, instance.account_id
+def is_followed(tenant: Tenant) -> bool:
+    """Tell whether a tenant's ring goes by the KMS keys that its configuration names."""
+    named = (tenant.instance.kms_key_arn, tenant.instance.previous_kms_key_arn)
+    return tenant.ring.files.arns == [arn for arn in named if arn is not None]
+
+
+def _ring_of(instance: Instance) -> tuple[str, ...]:
+    """Give what a ring can't change: its encryption context, and the Region whose KMS it asks."""
+    return instance.account_id, instance.kms_key_arn.split(":")[3]

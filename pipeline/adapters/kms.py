@@ -217,7 +217,7 @@ class AwsKeyService:
             given = error.response.get("Error", {})
             code = str(given.get("Code", ""))
             await self._tell(call, error.response, (code, str(given.get("Message", ""))))
-            raise await self._translated(name, key_arn, code) from error
+            raise await self._translated(name, key_arn, code, source_arn) from error
         except _SILENCE as error:
             await self._tell(call, answer, (type(error).__name__, "no answer"))
             raise _silence(error, key_arn) from error
@@ -238,8 +238,11 @@ class AwsKeyService:
         grant_id = answer.get("GrantId") if told.name == "CreateGrant" else None
         await self._audit(replace(told, resource_arn=used, grant_id=grant_id))
 
-    async def _translated(self, name: str, key_arn: str, code: str) -> PipelineError:
-        """Choose our exception for an error code; ask for the key's state where the code does not tell it."""
+    async def _translated(self, name: str, key_arn: str, code: str, source_arn: str | None = None) -> PipelineError:
+        """Choose our exception for an error code; ask for the key's state where the code does not tell it.
+
+        Of two keys it is the first that can't be used, or the second.
+        """
         if code in REFUSALS:
             field = "kms.principal_arn" if name == "CreateGrant" and code == "InvalidArnException" else "kms_key_arn"
             return RefuseError(f"KMS answered {code}: what is configured can't be used for this", field=field)
@@ -248,7 +251,13 @@ class AwsKeyService:
         if code == "InvalidGrantTokenException":
             return GrantTokenError("KMS does not know the grant's token; it is asked again without")
         if code in ASK_STATE and name != "DescribeKey":
-            hold = await self._hold_by_state(key_arn, ASK_STATE[code])
+            hold = None
+            if source_arn is not None:
+                hold = await self._hold_by_state(source_arn, ASK_STATE[code])
+            if hold is None:
+                hold = await self._hold_by_state(key_arn, ASK_STATE[code])
+            else:
+                key_arn = source_arn or key_arn
         else:
             hold = HOLDS.get(code, ASK_STATE.get(code))
         if hold is None:

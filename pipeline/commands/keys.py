@@ -8,6 +8,7 @@ import typer
 
 from pipeline.commands import screen
 from pipeline.commands.exits import ExitCode
+from pipeline.commands.keys_change import described, show
 from pipeline.commands.options import ConfigOption, InstanceOption, JsonOption, Site, StateDirOption, open_site
 from pipeline.commands.status import ACTIONS
 from pipeline.errors import KeyUnavailableError
@@ -77,9 +78,25 @@ def _row(
         "inaccessibleEncryptionDateTime": None if hold is None else hold.inaccessible_since.isoformat(),
         "message": None if hold is None else f"{hold.message}; what to do: {ACTIONS[hold.code]}",
         "deliveryKmsKeyArns": delivery,
+        "change": _change(site, instance),
         "neededKmsKeyArns": sorted({instance.kms_key_arn, *delivery.values()} | _needed(keys)),
         "dataKeys": keys,
     }
+
+
+def _change(site: Site, instance: "Instance") -> dict[str, Any] | None:
+    """Tell of a change of the KMS key that is under way, or was the last one."""
+    from pipeline.adapters.disk import Disk
+    from pipeline.jobs import JobFolder
+    from pipeline.keychange import VERB, read_change
+
+    files = Disk()
+    change = read_change(site.root, files, instance.instance_id)
+    if change is None and instance.previous_kms_key_arn is None:
+        return None
+    folder = JobFolder(f"{site.root}/jobs", files)
+    asks = [ask for ask in folder.asked() if ask.verb == VERB and ask.instance == instance.instance_id]
+    return described(site, instance, change, folder.report(asks[-1]) if asks else None)
 
 
 def _data_keys(
@@ -104,7 +121,7 @@ def _data_keys(
         except KeyUnavailableError as error:
             reasons[key_id] = str(error)
     for instance_id, key_id in uses:
-        if instance_id == instance.instance_id and key_id not in found:
+        if instance_id == instance.instance_id and key_id not in found and uses[instance_id, key_id].is_needed:
             reasons[key_id] = "the ring has no file of it: restore keys/ from a backup"
     rows, is_first = [], True
     for key_id in sorted(rings, key=lambda each: (rings[each].created_at, each), reverse=True):
@@ -153,6 +170,8 @@ def _show(row: Mapping[str, Any]) -> None:
     screen.say(f"KMS key {row['kmsKeyArn']}: {row['state'].lower().replace('_', ' ')}")
     if row["message"] is not None:
         screen.say(f"  {row['heldReason']} since {row['inaccessibleEncryptionDateTime']}: {row['message']}")
+    if row["change"] is not None:
+        show(row["change"])
     others = [arn for arn in row["neededKmsKeyArns"] if arn != row["kmsKeyArn"]]
     for arn in others:
         screen.say(f"also needed: {arn}")

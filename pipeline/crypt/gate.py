@@ -57,7 +57,23 @@ class Gates:
     """One gate for each KMS key of a ring and each call."""
 
     def __init__(self, arns: Iterable[str], clock: Clock, random: Callable[[], float]) -> None:
-        self._gates = {(call, arn): _Gate(clock, random) for arn in arns for call in Call}
+        self._clock = clock
+        self._random = random
+        self._gates: dict[tuple[Call, str], _Gate] = {}
+        self.open(arns)
+
+    def open(self, arns: Iterable[str]) -> None:
+        """Have gates for these KMS keys and no others; one that is known remembers its last answer."""
+        self._gates = {
+            (call, arn): self._gates.get((call, arn)) or _Gate(self._clock, self._random)
+            for arn in arns
+            for call in Call
+        }
+
+    def ask_now(self) -> None:
+        """End every pause."""
+        for gate in self._gates.values():
+            gate.end_pause()
 
     def state(self, arn: str) -> RingState:
         """Tell how a KMS key last answered; a refusal outweighs silence."""
@@ -118,6 +134,9 @@ class _Gate:
             since = self.state.since if code is self.state.code else self._clock.now()
             self.state = RingState(code, since)
             self._message = str(error)
+
+    def end_pause(self) -> None:
+        self._again_at = 0.0
 
     def succeeded(self) -> None:
         self._failures = 0

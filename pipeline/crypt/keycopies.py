@@ -80,6 +80,9 @@ class KeyCopies:
             if not self.permits(copy, Use.SEAL if copy.seals else Use.OPEN, now):
                 del self._copies[key_id]
 
-    def clear(self) -> None:
-        """Drop all."""
-        self._copies.clear()
+    def clear(self, key_id: KeyId | None = None) -> None:
+        """Drop all, or one."""
+        if key_id is None:
+            self._copies.clear()
+        else:
+            self._copies.pop(key_id, None)

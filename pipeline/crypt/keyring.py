@@ -14,7 +14,7 @@ Keys are dropped, not wiped: the cryptography library and KMS's answers keep cop
 """
 
 import secrets
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -24,11 +24,10 @@ import anyio
 import anyio.to_thread
 
 from pipeline.crypt import ringfile
-from pipeline.crypt.duty import Duty
 from pipeline.crypt.gate import Call, Gates, RingState, is_refusal
 from pipeline.crypt.keycopies import Copy, KeyCopies, Use
-from pipeline.crypt.ringdirectory import RingDirectory
 from pipeline.crypt.ringfile import RingFile, Wrapped
+from pipeline.crypt.ringfiles import RingFiles
 from pipeline.crypt.segments import KEY_SIZE, DataKey
 from pipeline.errors import HoldCode, KeyBusyError, KeyUnavailableError, SegmentForgedError
 from pipeline.ids import RECORDINGS_CLASS, InstanceId, KeyId, Kind
@@ -63,25 +62,26 @@ class KeyRing:
         seal_grace: timedelta,
         random: Callable[[], float],
     ) -> None:
-        self._instance_id = instance_id
-        self._data_class = data_class
-        self._context = dict(context)
-        self._current_arn = current_arn
-        self._arns = [arn for arn in (current_arn, previous_arn) if arn is not None]
-        self._directory = RingDirectory(files, directory)
-        self._service = service
+        self.files = RingFiles(
+            files,
+            directory,
+            clock,
+            instance_id=instance_id,
+            data_class=data_class,
+            context=context,
+            current_arn=current_arn,
+            previous_arn=previous_arn,
+        )
+        self.service = service
         self._clock = clock
         self._random = random
         self._cache_s = cache.total_seconds()
         self._copies = KeyCopies(seal_grace.total_seconds())
-        self._files: dict[KeyId, RingFile] = {}
-        self._unusable: dict[KeyId, str] = {}
-        self._artifacts: Counter[KeyId] = Counter()
-        self._bytes: Counter[KeyId] = Counter()
         self._active: KeyId | None = None
-        self._lock = anyio.Lock()
+        self.changing = anyio.Lock()
+        """Held while its files change, and while the active key is chosen."""
         self._key_locks: defaultdict[KeyId, anyio.Lock] = defaultdict(anyio.Lock)
-        self._gates = Gates(self._arns, clock, random)
+        self._gates = Gates(self.files.arns, clock, random)
 
     async def load(self) -> None:
         """Read the ring files. Asks KMS nothing.
@@ -90,16 +90,29 @@ class KeyRing:
             StoreIoError: the directory can't be read.
 
         """
-        async with self._lock:
-            found = await anyio.to_thread.run_sync(self._directory.read)
-            self._files, self._unusable = {}, {}
-            for key_id, raw in found.items():
-                try:
-                    self._files[key_id] = ringfile.parse(
-                        raw, key_id, self._instance_id, self._data_class, self._context, self._arns
-                    )
-                except KeyUnavailableError as error:
-                    self._unusable[key_id] = str(error)
+        await self.follow(self.files.current_arn, next(iter(self.files.arns[1:]), None))
+
+    async def follow(self, current_arn: str, previous_arn: str | None) -> None:
+        """Read the ring files and go by these KMS keys from now on. Asks KMS nothing.
+
+        A key that was opened by a KMS key which is configured no more is asked for again before it opens anything;
+        what was begun under it is sealed on meanwhile.
+
+        Raises:
+            StoreIoError: the directory can't be read; nothing has changed.
+
+        """
+        async with self.changing:
+            found = await anyio.to_thread.run_sync(self.files.read)
+            self.files.adopt(found, current_arn, previous_arn)
+            self._gates.open(self.files.arns)
+            now = self._clock.monotonic()
+            for copy in self._copies:
+                if copy.kms_key_arn not in self.files.arns or self.files.get(copy.key.key_id) is None:
+                    copy.revoke(now)
+            active = None if self._active is None else self.files.get(self._active)
+            if active is None or active.wrapped_under(current_arn) is None:
+                self._active = None
 
     async def active(self) -> DataKey:
         """Give the key for a new artifact: the newest under the current KMS key, or a new one, durable by now.
@@ -158,35 +171,45 @@ class KeyRing:
 
     def used(self, key_id: KeyId, artifacts: int, size_bytes: int) -> None:
         """Count what was sealed under a key: all that a scan found, and then each artifact."""
-        self._artifacts[key_id] += artifacts
-        self._bytes[key_id] += size_bytes
+        self.files.used(key_id, artifacts, size_bytes)
 
     def expire(self) -> None:
         """Drop the keys whose time is over. Every call does it; call it also when nothing else happens."""
         self._copies.expire(self._clock.monotonic())
 
-    def drop(self) -> None:
-        """Drop every key in memory."""
-        self._copies.clear()
-        self._active = None
+    def drop(self, key_id: KeyId | None = None) -> None:
+        """Drop every key in memory, or one."""
+        self._copies.clear(key_id)
+        if key_id in {None, self._active}:
+            self._active = None
+
+    def ask_now(self) -> None:
+        """Ask KMS again at the next call, whatever it answered last: somebody says that it is mended."""
+        self._gates.ask_now()
+
+    def retire(self, key_id: KeyId) -> None:
+        """Let a key be no more the active one from now on."""
+        self.files.retire(key_id)
+        if key_id == self._active:
+            self._active = None
 
     @property
     def state(self) -> RingState:
         """How the current KMS key last answered; a refusal outweighs silence."""
-        return self._gates.state(self._current_arn)
+        return self._gates.state(self.files.current_arn)
 
     @property
     def unusable(self) -> Mapping[KeyId, str]:
         """The keys whose ring files are not used, and why."""
-        return dict(self._unusable)
+        return dict(self.files.unusable)
 
     def key_ids(self) -> list[KeyId]:
         """List the keys of the ring, usable or not."""
-        return sorted({*self._files, *self._unusable})
+        return self.files.key_ids()
 
     def knows(self, key_id: KeyId) -> bool:
         """Tell whether a key is in the ring, usable or not."""
-        return key_id in self._files or key_id in self._unusable
+        return key_id in self.files.key_ids()
 
     # --- the active key
 
@@ -194,16 +217,16 @@ class KeyRing:
         self.expire()
         now = self._clock.monotonic()
         copy = self._copies.get(self._active)
-        if copy is not None and self._is_within_limits(copy.key.key_id):
+        if copy is not None and self.files.is_within_limits(copy.key.key_id):
             is_fresh = now < copy.refresh_at
-            if is_fresh or (self._lock.locked() and self._copies.permits(copy, Use.OPEN, now)):
+            if is_fresh or (self.changing.locked() and self._copies.permits(copy, Use.OPEN, now)):
                 return copy
-        async with self._lock:
+        async with self.changing:
             return await self._next()
 
     async def _next(self) -> Copy:
         """Choose the active key again, under the lock."""
-        while (key_id := self._newest()) is not None:
+        while (key_id := self.files.newest()) is not None:
             try:
                 copy = await self._copy(key_id, Use.OPEN)
             except KeyUnavailableError as error:
@@ -223,27 +246,13 @@ class KeyRing:
         self._active = copy.key.key_id
         return copy
 
-    def _newest(self) -> KeyId | None:
-        keys = [
-            key_id
-            for key_id, file in self._files.items()
-            if file.wrapped_under(self._current_arn) is not None and self._is_within_limits(key_id)
-        ]
-        return max(keys, key=lambda key_id: (self._files[key_id].created_at, key_id), default=None)
-
-    def _is_within_limits(self, key_id: KeyId) -> bool:
-        file = self._files.get(key_id)
-        if file is None:
-            return False
-        return not Duty(self._clock.now() - file.created_at, self._artifacts[key_id], self._bytes[key_id]).is_over
-
     async def _generate(self) -> Copy:
         """Make a data key; it is in memory only once its ring file is durable."""
         name_key_id, name_key = await self._carried_name_key() or (uuid4(), secrets.token_bytes(KEY_SIZE))
         asked_at = self._clock.monotonic()
-        with self._asking(Call.GENERATE, self._current_arn):
-            generated = await self._service.generate_data_key(self._current_arn, self._context)
-            if generated.key_arn != self._current_arn or len(generated.plaintext) != KEY_SIZE:
+        with self._asking(Call.GENERATE, self.files.current_arn):
+            generated = await self.service.generate_data_key(self.files.current_arn, self.files.context)
+            if generated.key_arn != self.files.current_arn or len(generated.plaintext) != KEY_SIZE:
                 raise KeyUnavailableError(
                     HoldCode.KEY_INVALID_STATE,
                     "KMS answered with another key than the configured one; nothing was made",
@@ -252,18 +261,18 @@ class KeyRing:
         now = self._clock.now()
         file = RingFile(
             key_id=key.key_id,
-            instance_id=self._instance_id,
-            data_class=self._data_class,
+            instance_id=self.files.instance_id,
+            data_class=self.files.data_class,
             created_at=now,
-            context_sha256=ringfile.context_sha256(self._context),
+            context_sha256=ringfile.context_sha256(self.files.context),
             name_key_id=name_key_id,
-            name_key=ringfile.seal_name_key(key, self._instance_id, name_key_id, name_key),
-            wrapped=(Wrapped(kms_key_arn=self._current_arn, blob=generated.wrapped, wrapped_at=now),),
+            name_key=ringfile.seal_name_key(key, self.files.instance_id, name_key_id, name_key),
+            wrapped=(Wrapped(kms_key_arn=self.files.current_arn, blob=generated.wrapped, wrapped_at=now),),
         )
         with anyio.CancelScope(shield=True):  # a file that is there but not known would never be used
-            await anyio.to_thread.run_sync(self._directory.write, key.key_id, file.encode())
-        self._files[key.key_id] = file
-        return self._remember(key, file, name_key, self._current_arn, asked_at)
+            await anyio.to_thread.run_sync(self.files.write, file)
+        self.files.keep(file)
+        return self.remember(key, file, name_key, self.files.current_arn, asked_at)
 
     # --- keys in memory
 
@@ -290,33 +299,32 @@ class KeyRing:
                 return copy
 
     async def _unwrap(self, key_id: KeyId) -> Copy:
-        file = self._files.get(key_id)
+        file = self.files.get(key_id)
         if file is None:
-            if key_id in self._unusable:
-                raise KeyUnavailableError(HoldCode.KEY_MISMATCH, self._unusable[key_id])
+            if key_id in self.files.unusable:
+                raise KeyUnavailableError(HoldCode.KEY_MISMATCH, self.files.unusable[key_id])
             raise SegmentForgedError("an artifact names a data key that is not in its instance's ring")
-        wrapped = next(found for arn in self._arns if (found := file.wrapped_under(arn)) is not None)
+        wrapped = next(found for arn in self.files.arns if (found := file.wrapped_under(arn)) is not None)
         asked_at = self._clock.monotonic()
         try:
             with self._asking(Call.DECRYPT, wrapped.kms_key_arn):
-                secret = await self._service.decrypt(wrapped.kms_key_arn, wrapped.blob, self._context)
-            key = _data_key(key_id, secret)
+                secret = await self.service.decrypt(wrapped.kms_key_arn, wrapped.blob, self.files.context)
+            key = data_key(key_id, secret)
             name_key = ringfile.open_name_key(key, file)
         except KeyUnavailableError as error:
             if error.code is HoldCode.KEY_MISMATCH:
                 self._set_aside(key_id, str(error))
             raise
-        return self._remember(key, file, name_key, wrapped.kms_key_arn, asked_at)
+        return self.remember(key, file, name_key, wrapped.kms_key_arn, asked_at)
 
     def _set_aside(self, key_id: KeyId, why: str) -> None:
-        """Use a ring file no more before the next `load`: asking again can't help it."""
-        del self._files[key_id]
-        self._unusable[key_id] = why
+        self.files.set_aside(key_id, why)
         copy = self._copies.get(key_id)
         if copy is not None:
             copy.revoke(self._clock.monotonic())
 
-    def _remember(self, key: DataKey, file: RingFile, name_key: bytes, arn: str, asked_at: float) -> Copy:
+    def remember(self, key: DataKey, file: RingFile, name_key: bytes, arn: str, asked_at: float) -> Copy:
+        """Keep a key that KMS gave, asked for at that time (monotonic), for as long as it may be used."""
         share = _REFRESH_FROM + _REFRESH_SPREAD * self._random()
         copy = Copy(
             key=key,
@@ -353,8 +361,9 @@ class KeyRing:
     async def _name_keys(self) -> list[bytes]:
         writing = await self._naming_copy()
         known: dict[UUID, bytes] = {writing.name_key_id: writing.name_key}
-        for key_id in self._newest_first():
-            if self._files[key_id].name_key_id not in known:
+        for key_id in self.files.newest_first():
+            file = self.files.get(key_id)
+            if file is not None and file.name_key_id not in known:
                 copy = await self._naming_copy_of(key_id)
                 if copy is not None:
                     known[copy.name_key_id] = copy.name_key
@@ -362,7 +371,7 @@ class KeyRing:
 
     async def _carried_name_key(self) -> tuple[UUID, bytes] | None:
         """Find the name key for a new data key: the ring's newest that can be had."""
-        for key_id in self._newest_first():
+        for key_id in self.files.newest_first():
             copy = await self._naming_copy_of(key_id)
             if copy is not None:
                 return copy.name_key_id, copy.name_key
@@ -373,7 +382,7 @@ class KeyRing:
 
         While the *current* KMS key can't be used this raises: better no answer than one that leaves a name out.
         """
-        file = self._files.get(key_id)
+        file = self.files.get(key_id)
         if file is None:
             return None
         for copy in self._copies:
@@ -383,15 +392,13 @@ class KeyRing:
             return await self._copy(key_id, Use.OPEN)
         except (KeyUnavailableError, KeyBusyError) as error:
             mismatch = isinstance(error, KeyUnavailableError) and error.code is HoldCode.KEY_MISMATCH
-            if mismatch or file.wrapped_under(self._current_arn) is None:
+            if mismatch or file.wrapped_under(self.files.current_arn) is None:
                 return None
             raise
 
-    def _newest_first(self) -> list[KeyId]:
-        return sorted(self._files, key=lambda key_id: (self._files[key_id].created_at, key_id), reverse=True)
 
-
-def _data_key(key_id: KeyId, secret: bytes) -> DataKey:
+def data_key(key_id: KeyId, secret: bytes) -> DataKey:
+    """Make a data key of what KMS unwrapped. Raises `KeyUnavailableError` (`KEY_MISMATCH`) if it can't be one."""
     if len(secret) != KEY_SIZE:
         raise KeyUnavailableError(HoldCode.KEY_MISMATCH, f"what KMS unwrapped for data key {key_id} is no 256-bit key")
     return DataKey(key_id, secret)

@@ -9,7 +9,7 @@ from pipeline.crypt.ringfile import SIZE_LIMIT, SUFFIX
 from pipeline.errors import StoreIoError
 from pipeline.ids import KeyId
 from pipeline.ports import FileSystem
-from pipeline.smallfiles import write_whole
+from pipeline.smallfiles import remove, write_whole
 
 
 class RingDirectory:
@@ -47,6 +47,15 @@ class RingDirectory:
 
         """
         write_whole(self._files, f"{self._path}/{key_id.hex}{SUFFIX}", content)
+
+    def remove(self, key_id: KeyId) -> None:
+        """Remove a ring file, durably; nothing happens if it is gone already.
+
+        Raises:
+            StoreIoError: it may be there still, or again.
+
+        """
+        remove(self._files, f"{self._path}/{key_id.hex}{SUFFIX}")
 
     def _read(self, path: str) -> bytes:
         handle = self._files.open(path)

@@ -359,7 +359,7 @@ async def test_no_representation_shows_a_secret(caplog: pytest.LogCaptureFixture
     ring = await world.loaded()
     key = await ring.active()
     await ring.tags(Kind.VOICE, "canary-source")
-    shown = repr([key, list(ring._copies), ring, ring.state, ring._files]) + caplog.text
+    shown = repr([key, list(ring._copies), ring, ring.state, ring.files]) + caplog.text
     for secret in (*world.kms.plaintexts(), *(copy.name_key for copy in ring._copies)):
         assert repr(secret) not in shown
         assert secret.hex() not in shown
