@@ -252,7 +252,7 @@ async def test_a_directory_that_can_not_be_read_changes_nothing() -> None:
     def names(_path: str) -> list[str]:
         raise StoreIoError("no names")
 
-    world.files.names = names  # type: ignore[method-assign]
+    world.files.names = names  # type: ignore[assignment]
     with pytest.raises(StoreIoError):
         await ring.follow(ARN, OLD_ARN)
     assert await ring.active() is key
