@@ -79,7 +79,7 @@ def sealed(instance: InstanceId, number: int) -> ArtifactName:
         instance_id=instance,
         kind=Kind.VOICE,
         key_id=KeyId(UUID(int=1)),
-        tag="0" * 16,
+        tag=f"{number:016x}",
         generation=1,
         sequence=2,
         state=State.SEALED,
