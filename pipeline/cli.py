@@ -11,6 +11,7 @@ from pipeline.commands import (
     doctor,
     feed,
     get,
+    grants,
     instance,
     keys,
     keys_change,
@@ -18,6 +19,7 @@ from pipeline.commands import (
     legal_hold,
     ls,
     poison,
+    policy,
     put,
     restore,
     screen,
@@ -72,6 +74,12 @@ instances = typer.Typer(
 key_commands = typer.Typer(
     help="Data keys, and the KMS keys that they need.", no_args_is_help=True, rich_markup_mode="markdown"
 )
+grant_commands = typer.Typer(
+    help="The grants by which KMS keys are used.", no_args_is_help=True, rich_markup_mode="markdown"
+)
+policy_commands = typer.Typer(
+    help="The policies that an instance needs at AWS.", no_args_is_help=True, rich_markup_mode="markdown"
+)
 class_commands = typer.Typer(
     help="The classes of data, and the policy of each.", no_args_is_help=True, rich_markup_mode="markdown"
 )
@@ -105,6 +113,12 @@ instances.command("remove", epilog=instance.EXAMPLES["remove"])(instance.remove)
 app.add_typer(key_commands, name="keys")
 key_commands.command("status", epilog=keys.EXAMPLE)(keys.status)
 key_commands.command("change", epilog=keys_change.EXAMPLE)(keys_change.change)
+app.add_typer(grant_commands, name="grants")
+grant_commands.command("list", epilog=grants.EXAMPLES["list"])(grants.list_grants)
+grant_commands.command("create", epilog=grants.EXAMPLES["create"])(grants.create)
+grant_commands.command("revoke", epilog=grants.EXAMPLES["revoke"])(grants.revoke)
+app.add_typer(policy_commands, name="policy")
+policy_commands.command("show", epilog=policy.EXAMPLE)(policy.show)
 app.add_typer(class_commands, name="classes")
 class_commands.command("show", epilog=classes.EXAMPLE)(classes.show)
 app.add_typer(poisons, name="poison")

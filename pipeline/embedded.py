@@ -98,6 +98,7 @@ class Embedded:
             settings,
             kms=self.kms(self.secrets.kms_service),
             s3=self.s3(self.secrets.s3_service),
+            principal_arn=SERVICE,
             delivery=replace(settings.delivery, settle_volume=self.bucket_data),
         )
 

@@ -42,6 +42,15 @@ class Colon(StrEnum):
     DASH = "dash"
 
 
+class KeyAccess(StrEnum):
+    """What permits this service the use of an instance's KMS key."""
+
+    GRANT = "grant"
+    """A grant that the service makes for itself: the key's policy lets it, for this instance's data keys alone."""
+    POLICY = "policy"
+    """The key's own policy; the service makes no grants."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Storage:
     """Where one kind of recording goes."""
@@ -79,6 +88,7 @@ class Instance:
     kms_key_arn: str
     """The KMS key its data keys are made under."""
     previous_kms_key_arn: str | None = None
+    key_access: KeyAccess = KeyAccess.POLICY
     token_sha256: tuple[str, ...] = ()
     """Hex SHA-256 of each token that may write."""
     storage: Mapping[Kind, Storage] = field(default_factory=dict)
@@ -94,11 +104,16 @@ class Instance:
     @property
     def recordings_context(self) -> dict[str, str]:
         """Encryption context of its recordings' data keys: constant, and no personal data in it."""
-        return {
-            "pipeline:accountId": self.account_id,
-            "pipeline:instanceId": str(self.instance_id),
-            "pipeline:dataClass": RECORDINGS_CLASS,
-        }
+        return instance_context(self.account_id, self.instance_id)
+
+
+def instance_context(account_id: str, instance_id: InstanceId) -> dict[str, str]:
+    """Give the encryption context of an instance's recordings."""
+    return {
+        "pipeline:accountId": account_id,
+        "pipeline:instanceId": str(instance_id),
+        "pipeline:dataClass": RECORDINGS_CLASS,
+    }
 
 
 # --- the file
@@ -173,6 +188,7 @@ class _File(Struct, forbid_unknown_fields=True):
     region: _Region
     kms_key_arn: str
     previous_kms_key_arn: str | None = None
+    key_access: KeyAccess = KeyAccess.POLICY
     token_sha256: tuple[_TokenHash, ...] = ()
     limits: _Limits = msgspec.field(default_factory=_Limits)
     expects: Annotated[tuple[_Expected, ...], Meta(max_length=10)] = ()
@@ -204,6 +220,7 @@ def parse(text: str, *, name: str) -> Instance:
         region=given.region,
         kms_key_arn=given.kms_key_arn,
         previous_kms_key_arn=given.previous_kms_key_arn,
+        key_access=given.key_access,
         token_sha256=given.token_sha256,
         storage=_storage(given.storage),
         limits=Limits(**msgspec.structs.asdict(given.limits)),
@@ -222,6 +239,7 @@ def render(instance: Instance) -> str:
     }
     if instance.previous_kms_key_arn is not None:
         document["previous_kms_key_arn"] = instance.previous_kms_key_arn
+    document["key_access"] = instance.key_access.value
     document["token_sha256"] = list(instance.token_sha256)
     if instance.expects:
         document["expects"] = list(instance.expects)

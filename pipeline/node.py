@@ -22,6 +22,7 @@ from pipeline.adapters.disk import Disk
 from pipeline.adapters.kms import AwsKeyService
 from pipeline.adapters.s3 import S3Destination
 from pipeline.audit.records import Actor
+from pipeline.crypt.grants import GrantedKeys, GrantFolder
 from pipeline.crypt.keyring import KeyRing
 from pipeline.delivery.probe import ProbeAnswer
 from pipeline.errors import PipelineError
@@ -50,6 +51,7 @@ class Clients:
             "s3": settings.s3,
             "sqs": settings.sqs,
             "events": settings.events,
+            "sts": settings.sts or settings.kms,
         }
         self._open: dict[tuple[str, str], Any] = {}
 
@@ -173,14 +175,16 @@ class Node:
                 log.warning("config.probe_unreadable", instance=str(instance_id), kind=kind)
 
     def _ring(self, instance: Instance) -> KeyRing:
+        directory = f"{self.root}/keys/{instance.instance_id}"
+        service = self.keys(instance, instance.kms_key_arn)
         return KeyRing(
             instance_id=instance.instance_id,
             context=instance.recordings_context,
             current_arn=instance.kms_key_arn,
             previous_arn=instance.previous_kms_key_arn,
-            directory=f"{self.root}/keys/{instance.instance_id}",
+            directory=directory,
             files=self.files,
-            service=self.keys(instance, instance.kms_key_arn),
+            service=GrantedKeys(service, GrantFolder(self.files, directory), self.clock),
             clock=self.clock,
             cache=self.settings.keys.cache,
             seal_grace=self.settings.keys.seal_grace,

@@ -15,11 +15,17 @@ import anyio.to_thread
 
 from pipeline.adapters import resources
 from pipeline.adapters.aws import open_client
+from pipeline.adapters.clock import SystemClock
+from pipeline.adapters.disk import Disk
+from pipeline.adapters.kms import AwsKeyService
 from pipeline.config import load_instances, new_token, save_instance, token_hash, write_private
+from pipeline.crypt.grants import GrantFolder, make_grant, terms
 from pipeline.embedded import ACCOUNT, BUCKET_SERVER, OPERATOR, REGION, SERVICE, Embedded
 from pipeline.errors import RefuseError
-from pipeline.ids import InstanceId, Kind
-from pipeline.instances import ALIAS, Instance, Storage
+from pipeline.ids import RECORDINGS_CLASS, InstanceId, Kind
+from pipeline.instances import ALIAS, Instance, KeyAccess, Storage, instance_context
+from pipeline.policies import granting_statements
+from pipeline.ports import KmsCall
 
 DEMO = "demo"
 PREFIXES = {Kind.VOICE: "CallRecordings", Kind.SCREEN: "ScreenRecordings", Kind.CHAT: "ChatTranscripts"}
@@ -51,19 +57,31 @@ async def provision_instance(
         bucket_key = await resources.make_key(
             kms, description=f"Bucket of instance {instance_id}", policy=bucket_key_policy()
         )
-    instance = Instance(
-        instance_id=instance_id,
-        alias=alias,
-        account_id=ACCOUNT,
-        region=REGION,
-        kms_key_arn=data_key,
-        token_sha256=(token_hash(token),),
-        storage={kind: _storage(kind, alias, bucket, bucket_key) for kind in PREFIXES},
-    )
+        instance = Instance(
+            instance_id=instance_id,
+            alias=alias,
+            account_id=ACCOUNT,
+            region=REGION,
+            kms_key_arn=data_key,
+            key_access=KeyAccess.GRANT,
+            token_sha256=(token_hash(token),),
+            storage={kind: _storage(kind, alias, bucket, bucket_key) for kind in PREFIXES},
+        )
+        await _grant(AwsKeyService(kms, _untold), embedded, instance)
     async with open_client("s3", embedded.s3(embedded.secrets.s3_operator)) as s3:
         await resources.make_bucket(s3, bucket)
     await anyio.to_thread.run_sync(save_instance, config_dir, instance)
     return instance, token
+
+
+async def _grant(service: AwsKeyService, embedded: Embedded, instance: Instance) -> None:
+    wanted = terms(str(instance.instance_id), RECORDINGS_CLASS, instance.recordings_context, SERVICE)
+    folder = GrantFolder(Disk(), f"{embedded.directory.parent}/keys/{instance.instance_id}")
+    await make_grant(service, folder, SystemClock(), instance.kms_key_arn, wanted)
+
+
+async def _untold(_: KmsCall) -> None:
+    """Record nothing here: what the operator does is in the key server's trail, and not in an instance's."""
 
 
 async def provision_demo(embedded: Embedded, config_dir: PurePath) -> tuple[Instance, str | None]:
@@ -81,13 +99,9 @@ def demo_token_file(embedded: Embedded) -> Path:
 
 
 def data_key_policy(instance_id: InstanceId) -> str:
-    """Write the policy of a key for data keys: the service may use it for this instance only."""
-    context = {"StringEquals": {"kms:EncryptionContext:pipeline:instanceId": str(instance_id)}}
-    return _policy(
-        _allow("Administration", OPERATOR, "kms:*"),
-        _allow("Asking", SERVICE, "kms:DescribeKey"),
-        _allow("Use", SERVICE, "kms:GenerateDataKey", "kms:Decrypt", "kms:ReEncrypt*") | {"Condition": context},
-    )
+    """Write the policy of a key for data keys: the service may grant itself its use, for this instance only."""
+    context = instance_context(ACCOUNT, instance_id)
+    return _policy(_allow("Administration", OPERATOR, "kms:*"), *granting_statements(SERVICE, ACCOUNT, "*", context))
 
 
 def bucket_key_policy() -> str:

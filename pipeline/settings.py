@@ -6,10 +6,12 @@ documents every key. Ciphers, segment sizes and formats are constants, not setti
 """
 # ruff: noqa: RUF009  # the calls declare dataclass fields
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import PurePath
+from urllib.parse import urlsplit
 
 from pipeline.errors import HaltError
 from pipeline.fields import Given, flag, optional_path, optional_text, optional_url, seconds, text, url, whole
@@ -155,6 +157,10 @@ class Settings:
     s3: Endpoint
     sqs: Endpoint
     events: Endpoint
+    sts: Endpoint | None = None
+    """Where it is asked who we are, and for sessions of roles; `None`: nowhere."""
+    principal_arn: str | None = None
+    """Who we are, as grants name us; `None`: STS is asked."""
     http: HttpSettings = field(default_factory=HttpSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
     missing: MissingSettings = field(default_factory=MissingSettings)
@@ -183,13 +189,20 @@ class _ServiceKeys:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _EndpointKeys:
-    """`kms`, `s3`, `sqs`, `events`."""
+    """`kms`, `s3`, `sqs`, `events`, `sts`."""
 
     url: str | None = optional_url()
     region: str | None = optional_text()
     profile: str | None = optional_text()
     access_key: str | None = optional_text()
     secret_key: str | None = optional_text()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _KmsKeys(_EndpointKeys):
+    """`kms` has one key more."""
+
+    principal_arn: str | None = optional_text()
 
 
 TABLES: Mapping[str, type] = {
@@ -203,16 +216,20 @@ TABLES: Mapping[str, type] = {
     "delivery": DeliverySettings,
     "events_out": EventsOut,
     "log": LogSettings,
-    "kms": _EndpointKeys,
+    "kms": _KmsKeys,
     "s3": _EndpointKeys,
     "sqs": _EndpointKeys,
     "events": _EndpointKeys,
+    "sts": _EndpointKeys,
 }
 """Tables of the file, `""` being what stands above the first."""
 LISTS: Mapping[str, type] = {"queues": QueueSource}
 """Arrays of tables; in the file only."""
 AWS_ENDPOINTS = {"kms": "KMS", "s3": "S3", "sqs": "SQS", "events": "EVENTBRIDGE"}
+PRINCIPAL = re.compile(r"arn:aws(?:-[a-z]+)*:iam::[0-9]{12}:(?:root|(?:role|user)/[\w+=,.@/-]{1,512})", re.ASCII)
+"""A principal that a grant or a policy may name: an account, a user, a role (not a session of one)."""
 EMBEDDED_REGION = "us-east-1"
+_AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
 
 
 def load(toml_text: str | None, environ: Mapping[str, str], *, base: PurePath) -> Settings:
@@ -229,7 +246,9 @@ def load(toml_text: str | None, environ: Mapping[str, str], *, base: PurePath) -
     if embedded:
         _refuse_beside_embedded(given)
         region = region or EMBEDDED_REGION
-    endpoints = {name: _endpoint(given, name, region, environ) for name in AWS_ENDPOINTS}
+    endpoints = {
+        name: _endpoint(given, name, region, environ, aws_name=aws_name) for name, aws_name in AWS_ENDPOINTS.items()
+    }
     return Settings(
         state_dir=state_dir,
         config_dir=state_dir / "config" if toml_text is None else base,
@@ -238,6 +257,8 @@ def load(toml_text: str | None, environ: Mapping[str, str], *, base: PurePath) -
         s3=endpoints["s3"],
         sqs=endpoints["sqs"],
         events=endpoints["events"],
+        sts=_sts(given, endpoints["kms"], environ),
+        principal_arn=_principal(given),
         http=given.table("http", HttpSettings),
         store=given.table("store", StoreSettings),
         missing=given.table("missing", MissingSettings),
@@ -271,22 +292,46 @@ def _refuse_beside_embedded(given: Given) -> None:
                 )
 
 
-def _endpoint(given: Given, name: str, region: str | None, environ: Mapping[str, str]) -> Endpoint:
+def _endpoint(given: Given, name: str, region: str | None, environ: Mapping[str, str], *, aws_name: str) -> Endpoint:
     """Complete one endpoint from AWS's own variables. Raises `HaltError`."""
-    keys = given.table(name, _EndpointKeys)
+    keys: _EndpointKeys = given.table(name, TABLES[name])
     region = keys.region or region
     if region is None:
         raise HaltError(f"{name}.region: no AWS region is known. Set region, {name}.region or AWS_REGION")
     if (keys.access_key is None) != (keys.secret_key is None):
         raise HaltError(f"{name}.access_key and {name}.secret_key: one without the other. Set both or none")
     credentials = Credentials(keys.access_key, keys.secret_key) if keys.access_key and keys.secret_key else None
-    aws_url = environ.get(f"AWS_ENDPOINT_URL_{AWS_ENDPOINTS[name]}") or environ.get("AWS_ENDPOINT_URL")
+    aws_url = environ.get(f"AWS_ENDPOINT_URL_{aws_name}") or environ.get("AWS_ENDPOINT_URL")
     return Endpoint(
         region=region,
         url=keys.url or aws_url or None,
         profile=keys.profile or environ.get("AWS_PROFILE") or None,
         credentials=credentials,
     )
+
+
+def _sts(given: Given, kms: Endpoint, environ: Mapping[str, str]) -> Endpoint:
+    """Complete STS's endpoint: what neither file nor variables say is as for KMS. Raises `HaltError`.
+
+    A key server outside AWS speaks for both; AWS's own addresses do not.
+    """
+    endpoint = _endpoint(given, "sts", kms.region, environ, aws_name="STS")
+    url = endpoint.url
+    if url is None and kms.url is not None and not (urlsplit(kms.url).hostname or "").endswith(_AWS_DOMAINS):
+        url = kms.url
+    return Endpoint(
+        region=endpoint.region,
+        url=url,
+        profile=endpoint.profile or kms.profile,
+        credentials=endpoint.credentials or kms.credentials,
+    )
+
+
+def _principal(given: Given) -> str | None:
+    principal = given.table("kms", _KmsKeys).principal_arn
+    if principal is not None and not PRINCIPAL.fullmatch(principal):
+        raise HaltError("kms.principal_arn: not the ARN of an IAM role or user (arn:aws:iam::<account>:role/<name>)")
+    return principal
 
 
 def _delivery(given: Given) -> DeliverySettings:

@@ -30,7 +30,7 @@ from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalE
 
 from pipeline.settings import Credentials, Endpoint
 
-Service = Literal["s3", "kms", "sqs", "events"]
+Service = Literal["s3", "kms", "sqs", "events", "sts"]
 
 LOGGERS = ("botocore", "aiobotocore", "urllib3", "aiohttp", "boto3")
 USER_AGENT = "recording-pipeline"
@@ -66,7 +66,7 @@ async def open_client(
 ) -> AsyncIterator[Any]:
     """Open a client; its connections are closed at the end of the block.
 
-    Gives an `S3Client`, `KMSClient`, `SQSClient` or `EventBridgeClient`.
+    Gives an `S3Client`, `KMSClient`, `SQSClient`, `EventBridgeClient` or `STSClient`.
     """
     pin_loggers()
     _sign_in_python()

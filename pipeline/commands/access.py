@@ -17,7 +17,9 @@ from pipeline.adapters.clock import SystemClock
 from pipeline.adapters.disk import Disk, holder
 from pipeline.adapters.kms import AwsKeyService
 from pipeline.adapters.s3 import S3Destination
+from pipeline.adapters.sts import own_principal
 from pipeline.audit.records import Actor
+from pipeline.crypt.grants import GrantedKeys, GrantFolder
 from pipeline.crypt.keyring import KeyRing
 from pipeline.embedded import attached
 from pipeline.errors import KeyBusyError
@@ -63,6 +65,24 @@ class Access:
         client = await self._reached().get("kms", instance.kms_key_arn.split(":")[3])
         return AwsKeyService(client, partial(self._audit, instance))
 
+    async def granted_keys(self, instance: Instance) -> GrantedKeys:
+        """Give the key service as the service itself uses it: with the tokens of grants that are new."""
+        return GrantedKeys(await self.keys(instance), self.grants(instance), self.clock)
+
+    def grants(self, instance: Instance) -> GrantFolder:
+        """Give the grants that are kept for an instance's recordings."""
+        return GrantFolder(self.files, self._ring_directory(instance))
+
+    async def grantee(self) -> str:
+        """Tell whom grants are for: the principal that the service is.
+
+        Raises:
+            RefuseError, KeyBusyError: it is not set, and STS does not tell it.
+
+        """
+        settings = running_servers(self._settings) if self._settings.embedded else self._settings
+        return settings.principal_arn or await own_principal(await self._reached().get("sts"))
+
     async def ring(self, instance: Instance) -> KeyRing:
         """Give the key ring of an instance's recordings, loaded."""
         known = self._rings.get(instance.instance_id)
@@ -73,9 +93,9 @@ class Access:
             context=instance.recordings_context,
             current_arn=instance.kms_key_arn,
             previous_arn=instance.previous_kms_key_arn,
-            directory=f"{self._settings.state_dir}/keys/{instance.instance_id}",
+            directory=self._ring_directory(instance),
             files=self.files,
-            service=await self.keys(instance),
+            service=await self.granted_keys(instance),
             clock=self.clock,
             cache=self._settings.keys.cache,
             seal_grace=self._settings.keys.seal_grace,
@@ -89,6 +109,9 @@ class Access:
     async def destination(self, instance: Instance, storage: Storage) -> S3Destination:
         """Give the bucket that a storage configuration names."""
         return S3Destination(await self._reached().get("s3", instance.region), storage)
+
+    def _ring_directory(self, instance: Instance) -> str:
+        return f"{self._settings.state_dir}/keys/{instance.instance_id}"
 
     def _reached(self) -> Clients:
         """Find the servers. Raises `RefuseError`, `KeyBusyError` if they are the embedded ones and not there."""

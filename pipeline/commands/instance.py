@@ -10,6 +10,7 @@ import typer
 from pipeline.commands import screen
 from pipeline.commands.exits import ExitCode
 from pipeline.commands.options import ConfigOption, JsonOption, Site, StateDirOption, open_site
+from pipeline.commands.policy import show_policies
 from pipeline.commands.running import tell_service
 from pipeline.errors import DeferError, PipelineError, RefuseError
 
@@ -55,20 +56,30 @@ def add(
     instance_id: Annotated[
         UUID | None, typer.Option("--id", show_default=False, help="Its id; without one it gets a new one.")
     ] = None,
+    no_grant: Annotated[
+        bool, typer.Option("--no-grant", help="Make no grant: the KMS key's own policy lets this service use it.")
+    ] = False,
+    policies: Annotated[
+        bool, typer.Option("--policies", help="Add nothing: print the policies that it needs, and the id to add it by.")
+    ] = False,
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Add an instance, after its key and its destinations have proved usable. Prints its token, this once.
 
-    With the embedded servers and a name only, keys and bucket are made too.
+    The service grants itself the use of the KMS key, for this instance's data keys alone; --no-grant where the key's
+    policy is to permit that. With the embedded servers and a name only, keys and bucket are made too.
     """
     site = open_site(config, state_dir)
     if any(known.alias == alias for known in site.loaded.instances.values()):
         raise RefuseError("an instance of that name exists already", field="alias")
     if instance_id in site.loaded.instances:
         raise RefuseError("an instance of that id exists already", field="--id")
-    asked = _Asked(alias, account, region, kms_key, bucket, bucket_key, prefix, owner, storage, instance_id)
+    asked = _Asked(alias, account, region, kms_key, bucket, bucket_key, prefix, owner, storage, instance_id, no_grant)
+    if policies:
+        show_policies(site, asked.wanted("0" * 64).instance(), as_json=as_json)
+        return
     answer = asked.add(site)
     answer["serviceTold"] = tell_service(site)
     if as_json:
@@ -93,6 +104,7 @@ class _Asked:
     owner: str | None
     storage: Path | None
     instance_id: UUID | None
+    no_grant: bool
 
     def add(self, site: Site) -> dict[str, Any]:
         """Add the instance by what was given."""
@@ -104,10 +116,12 @@ class _Asked:
         if site.settings.embedded and options == (None,) * len(options) and self.storage is None:
             return anyio.run(_provision, site, self.alias, self.instance_id)
         token, hashed = new_token()
-        return anyio.run(_add, site, self._wanted(hashed)) | {"token": token}
+        return anyio.run(_add, site, self.wanted(hashed)) | {"token": token}
 
-    def _wanted(self, token_sha256: str) -> "Wanted":
+    def wanted(self, token_sha256: str) -> "Wanted":
+        """Put together what was given. Raises `RefuseError`, `typer.BadParameter`."""
         from pipeline.commands.onboarding import Wanted, one_bucket, read_storage
+        from pipeline.instances import KeyAccess
 
         account, region, key = _needed(
             **{"--account": self.account, "--region": self.region, "--kms-key": self.kms_key}
@@ -123,6 +137,7 @@ class _Asked:
             account_id=account,
             region=region,
             kms_key_arn=key,
+            key_access=KeyAccess.POLICY if self.no_grant else KeyAccess.GRANT,
             token_sha256=token_sha256,
             storage=associations,
         )
@@ -188,10 +203,11 @@ def remove(
     state_dir: StateDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove an instance's file. Its recordings, key ring and bucket are left as they are.
+    """Remove an instance's file, and retire its grant. Its recordings, key ring and bucket are left as they are.
 
     While undelivered recordings of it are held this is refused: nothing could deliver or open them any more. While
-    anything of it is under a legal hold it is refused whatever is given.
+    anything of it is under a legal hold it is refused whatever is given. If a grant can't be retired now nothing is
+    removed, unless --force and --reason are given.
     """
     import anyio
 
@@ -205,8 +221,13 @@ def remove(
         raise RefuseError(
             f"{held} undelivered recordings of it are held. Deliver them first, or give --force and --reason"
         )
-    anyio.run(_remove, site, instance, held, reason)
-    answer = {"instanceId": str(instance.instance_id), "undelivered": held, "serviceTold": tell_service(site)}
+    retired = anyio.run(_remove, site, instance, held, reason if force else None)
+    answer = {
+        "instanceId": str(instance.instance_id),
+        "undelivered": held,
+        "grantsRetired": retired,
+        "serviceTold": tell_service(site),
+    }
     if as_json:
         screen.emit(answer)
     else:
@@ -226,20 +247,23 @@ def _needed(**options: str | None) -> list[str]:
 
 async def _add(site: Site, wanted: "Wanted") -> dict[str, Any]:
     from pipeline.commands.access import open_access
-    from pipeline.commands.onboarding import check_key
+    from pipeline.commands.onboarding import describe_key, granted, try_key
 
     instance = wanted.instance()
     if not instance.storage:
         raise RefuseError("no storage is named, so nothing could be delivered", field="storage")
     async with open_access(site.settings) as access:
-        await check_key(access, instance)
-        return await _accept(site, access, instance)
+        await describe_key(access, instance)
+        async with granted(access, instance):
+            await try_key(access, instance)
+            return await _accept(site, access, instance)
 
 
 async def _provision(site: Site, alias: str, instance_id: UUID | None) -> dict[str, Any]:
     import anyio.to_thread
 
     from pipeline.commands.access import open_access, running_servers
+    from pipeline.commands.onboarding import try_key
     from pipeline.config import remove_instance
     from pipeline.embedded import attached
     from pipeline.ids import InstanceId
@@ -251,6 +275,7 @@ async def _provision(site: Site, alias: str, instance_id: UUID | None) -> dict[s
     instance, token = await provision_instance(servers, directory, alias, instance_id=wanted)
     async with open_access(site.settings) as access:
         try:
+            await try_key(access, instance)
             return await _accept(site, access, instance) | {"token": token}
         except PipelineError:
             await anyio.to_thread.run_sync(remove_instance, site.settings.config_dir, instance.instance_id)
@@ -300,16 +325,26 @@ async def _probe(site: Site, instance: "Instance") -> dict[str, Any]:
     return {"instanceId": str(instance.instance_id), "key": key, "destinations": rows, "exitCode": int(code)}
 
 
-async def _remove(site: Site, instance: "Instance", held: int, reason: str | None) -> None:
+async def _remove(site: Site, instance: "Instance", held: int, forced: str | None) -> int:
+    """Retire the grants, record it, remove the file; tell how many grants were retired."""
     import anyio.to_thread
 
     from pipeline.commands.access import open_access
+    from pipeline.commands.onboarding import retire_grants
     from pipeline.config import remove_instance
 
+    retired = 0
     async with open_access(site.settings) as access:
-        details = {"alias": instance.alias, "undelivered": held, "reason": reason}
+        try:
+            retired = await retire_grants(access, instance)
+        except DeferError as error:
+            if not forced:
+                raise
+            screen.note(f"pipeline: its grant stays, it could not be retired: {screen.told(error)}")
+        details = {"alias": instance.alias, "undelivered": held, "grantsRetired": retired, "reason": forced}
         await access.record(access.trail.changed(instance.instance_id, "InstanceRemoved", **details))
         await anyio.to_thread.run_sync(remove_instance, site.settings.config_dir, instance.instance_id)
+    return retired
 
 
 def _undelivered(site: Site, instance: "Instance") -> int:
@@ -326,6 +361,7 @@ def _row(instance: "Instance") -> dict[str, Any]:
         "accountId": instance.account_id,
         "region": instance.region,
         "kmsKeyArn": instance.kms_key_arn,
+        "keyAccess": instance.key_access.value,
         "storage": {str(kind): f"s3://{place.bucket}/{place.prefix}" for kind, place in instance.storage.items()},
     }
 

@@ -1,23 +1,30 @@
 """What adding an instance takes: its file's text, a key that works, destinations that prove themselves."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import anyio
+import anyio.to_thread
 import msgspec
 import tomli_w
 
 from pipeline.commands.access import Access
 from pipeline.config import save_probe
+from pipeline.crypt.grants import GrantRecord, end_grant, make_grant, terms
 from pipeline.delivery.probe import ProbeAnswer, probe
-from pipeline.errors import DeferError, HoldCode, KeyUnavailableError, PipelineError, RefuseError
-from pipeline.ids import InstanceId, Kind
-from pipeline.instances import RESOURCE_TYPES, Instance, file_name, parse
+from pipeline.errors import DeferError, HoldCode, KeyBusyError, KeyUnavailableError, PipelineError, RefuseError
+from pipeline.ids import RECORDINGS_CLASS, InstanceId, Kind
+from pipeline.instances import RESOURCE_TYPES, Instance, KeyAccess, file_name, parse
 from pipeline.provision import PREFIXES
 
+_PAUSES_S = (1.0, 2.0, 4.0)
+"""Between attempts with a key that was just granted, or whose service is busy."""
+_UNDOING_S = 10.0
 _USABLE = ("Enabled", "SYMMETRIC_DEFAULT", "ENCRYPT_DECRYPT")
 
 
@@ -31,6 +38,7 @@ class Wanted:
     region: str
     kms_key_arn: str
     token_sha256: str
+    key_access: KeyAccess
     storage: list[Any]
     """Associations in the shape of Amazon Connect's `InstanceStorageConfig`."""
 
@@ -42,6 +50,7 @@ class Wanted:
             "account_id": self.account_id,
             "region": self.region,
             "kms_key_arn": self.kms_key_arn,
+            "key_access": self.key_access.value,
             "token_sha256": [self.token_sha256],
             "storage": self.storage,
         }
@@ -92,15 +101,87 @@ async def check_key(access: Access, instance: Instance) -> None:
         KeyUnavailableError, KeyBusyError: it can't be used now.
 
     """
-    keys = await access.keys(instance)
-    described = await keys.describe(instance.kms_key_arn)
+    await describe_key(access, instance)
+    await try_key(access, instance)
+
+
+async def describe_key(access: Access, instance: Instance) -> None:
+    """Ask for the key's state. Raises as `check_key`."""
+    described = await (await access.granted_keys(instance)).describe(instance.kms_key_arn)
     if (described.state, described.spec, described.usage) != _USABLE:
         message = "an enabled symmetric key for encryption is needed, and this is none"
         raise RefuseError(message, field="kms_key_arn")
-    context = instance.recordings_context
-    made = await keys.generate_data_key(instance.kms_key_arn, context)
-    if await keys.decrypt(instance.kms_key_arn, made.wrapped, context) != made.plaintext:
-        raise KeyUnavailableError(HoldCode.KEY_MISMATCH, "the key gave back another data key than it made")
+
+
+async def try_key(access: Access, instance: Instance) -> None:
+    """Make and open a data key, with the token of a grant that is new; a key service that is busy is given a moment.
+
+    Raises as `check_key`.
+    """
+    keys, context = await access.granted_keys(instance), instance.recordings_context
+    for pause_s in (*_PAUSES_S, None):
+        try:
+            made = await keys.generate_data_key(instance.kms_key_arn, context)
+            opened = await keys.decrypt(instance.kms_key_arn, made.wrapped, context)
+        except KeyBusyError:
+            if pause_s is None:
+                raise
+            await anyio.sleep(pause_s)
+            continue
+        if opened != made.plaintext:
+            raise KeyUnavailableError(HoldCode.KEY_MISMATCH, "the key gave back another data key than it made")
+        return
+
+
+async def grant_key(access: Access, instance: Instance) -> GrantRecord:
+    """Let the service use the instance's KMS key for its recordings, by a grant; a repeat finds the one there is.
+
+    Raises:
+        RefuseError: KMS makes no such grant.
+        KeyUnavailableError, KeyBusyError: not now.
+
+    """
+    wanted = terms(str(instance.instance_id), RECORDINGS_CLASS, instance.recordings_context, await access.grantee())
+    service = await access.keys(instance)
+    try:
+        return await make_grant(service, access.grants(instance), access.clock, instance.kms_key_arn, wanted)
+    except KeyUnavailableError as error:
+        if error.code is not HoldCode.KEY_ACCESS_DENIED:
+            raise
+        message = (
+            "this service may make no grant on the KMS key. Allow it kms:CreateGrant as `pipeline policy show` and"
+            " `pipeline instance add --policies` say; or let the key's policy allow the use itself, and give --no-grant"
+        )
+        raise RefuseError(message, field="kms_key_arn") from error
+
+
+@asynccontextmanager
+async def granted(access: Access, instance: Instance) -> AsyncIterator[None]:
+    """Make the grant that an instance is to have, if any, and retire it again if the block fails."""
+    if instance.key_access is not KeyAccess.GRANT:
+        yield
+        return
+    await grant_key(access, instance)
+    try:
+        yield
+    except BaseException:
+        with anyio.move_on_after(_UNDOING_S, shield=True), contextlib.suppress(PipelineError):
+            await end_grant(await access.keys(instance), access.grants(instance), instance.kms_key_arn)
+        raise
+
+
+async def retire_grants(access: Access, instance: Instance) -> int:
+    """Retire every grant that is kept for an instance; tell how many.
+
+    Raises:
+        KeyUnavailableError, KeyBusyError: one is not retired, and kept.
+
+    """
+    folder = access.grants(instance)
+    records = await anyio.to_thread.run_sync(folder.read)
+    for arn in records:
+        await end_grant(await access.keys(instance), folder, arn)
+    return len(records)
 
 
 async def probe_all(access: Access, instance: Instance) -> dict[Kind, ProbeAnswer | PipelineError]:

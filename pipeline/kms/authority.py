@@ -16,7 +16,7 @@ from uuid import uuid4
 import msgspec
 
 from pipeline.errors import HaltError
-from pipeline.kms import rootkey
+from pipeline.kms import rootkey, whoami
 from pipeline.kms.access import Call
 from pipeline.kms.asks import Ask, read_ask
 from pipeline.kms.config import KmsConfig
@@ -75,6 +75,10 @@ class Authority:
         if failure is not None:
             return refused(failure, progress.request_id)
         return Answer(200, b"" if members is None else _ENCODER.encode(members), progress.request_id)
+
+    def answer_sts(self, http: HttpCall) -> tuple[int, bytes]:
+        """Answer a call to STS: status and XML body."""
+        return whoami.answer(http, self._verifier)
 
     def _perform(self, http: HttpCall, progress: "_Progress") -> dict[str, Any] | None:
         target = http.header("x-amz-target") or ""

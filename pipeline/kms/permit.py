@@ -25,6 +25,8 @@ def create_grant(call: Call, ask: asks.CreateGrant) -> dict[str, Any]:
     use_key(
         call,
         key,
+        # As AWS: a policy's conditions on the encryption context hold for what the grant would be bound to.
+        context=grant.equals or grant.subset or {},
         tokens=ask.grant_tokens,
         grant_facts=_facts(grant),
         grant_permits=lambda parent: permits_child(parent, grant),

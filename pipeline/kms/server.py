@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from pipeline.errors import HaltError
 from pipeline.kms import config as configuration
-from pipeline.kms import rootkey
+from pipeline.kms import rootkey, whoami
 from pipeline.kms.authority import INTERNAL, Answer, Authority, open_authority, refused
 from pipeline.kms.config import KmsConfig
 from pipeline.kms.refusal import KmsRefusalError
@@ -109,7 +109,11 @@ def _application(authority: Authority) -> Starlette:
             return _response(authority.answer(_http_call(request, b""), broken=_TOO_SLOW))
         if body is None:
             return _response(authority.answer(_http_call(request, b""), broken=_TOO_LARGE))
-        return _response(authority.answer(_http_call(request, body)))
+        http = _http_call(request, body)
+        if whoami.is_for_sts(http):
+            status, xml = authority.answer_sts(http)
+            return Response(xml, status, {"Cache-Control": "no-store"}, whoami.CONTENT_TYPE)
+        return _response(authority.answer(http))
 
     async def health(_: Request) -> Response:
         return PlainTextResponse("ok\n")

@@ -23,13 +23,16 @@ from pipeline.kms.principals import Identity
 from pipeline.kms.refusal import KmsRefusalError
 
 SKEW = timedelta(minutes=5)
-_REQUIRED = frozenset({"host", "x-amz-target", "x-amz-date"})
+_SERVICE = "kms"
+_REQUIRED = {
+    _SERVICE: frozenset({"host", "x-amz-target", "x-amz-date"}),
+    "sts": frozenset({"host", "x-amz-date"}),  # names its operation in the body
+}
 _AUTHORIZATION = re.compile(
     r"AWS4-HMAC-SHA256 +Credential=(\w{1,128})/(\d{8})/([a-z0-9-]+)/([a-z0-9]+)/aws4_request, *"
     r"SignedHeaders=([a-z0-9;_-]+), *Signature=([0-9a-f]{64})"
 )
 _DATE = re.compile(r"\d{8}T\d{6}Z", re.ASCII)
-_SERVICE = "kms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +65,8 @@ class Verifier:
     def __repr__(self) -> str:
         return f"<Verifier of {len(self._identities)} identities>"
 
-    def verify(self, call: HttpCall) -> Identity:
-        """Give the identity that signed the request.
+    def verify(self, call: HttpCall, service: str = _SERVICE) -> Identity:
+        """Give the identity that signed the request, for this service.
 
         Raises: KmsRefusalError: MissingAuthenticationTokenException, IncompleteSignatureException,
         UnrecognizedClientException, InvalidSignatureException.
@@ -74,18 +77,19 @@ class Verifier:
         parts = _AUTHORIZATION.fullmatch(authorization)
         if parts is None:
             raise KmsRefusalError("IncompleteSignatureException", "The Authorization header is not of its form.")
-        access_key, day, region, service, signed, signature = parts.groups()
+        access_key, day, region, scope, signed, signature = parts.groups()
         identity = self._identities.get(access_key)
         if identity is None or call.header("x-amz-security-token") is not None:
             message = "The security token included in the request is invalid."
             raise KmsRefusalError("UnrecognizedClientException", message)
-        if (region, service) != (self._region, _SERVICE):
-            raise _invalid(f"Credential should be scoped to {self._region}/{_SERVICE}.")
+        if (region, scope) != (self._region, service):
+            raise _invalid(f"Credential should be scoped to {self._region}/{service}.")
         names = frozenset(signed.split(";"))
-        if not names >= _REQUIRED:
-            raise _invalid("The headers host, x-amz-date and x-amz-target must be signed.")
+        required = _REQUIRED[service]
+        if not names >= required:
+            raise _invalid(f"The headers {', '.join(sorted(required))} must be signed.")
         stamp = self._checked_date(call.header("x-amz-date"), day)
-        if not hmac.compare_digest(signature, _signature(identity, self._region, stamp, names, call)):
+        if not hmac.compare_digest(signature, _signature(identity, (self._region, service), stamp, names, call)):
             message = (
                 "The request signature we calculated does not match the signature you provided. "
                 "Check your AWS Secret Access Key and signing method."
@@ -112,17 +116,18 @@ class Verifier:
 class _Signer(SigV4Auth):
     """botocore's signer, told which headers were signed, and deriving a day's key once."""
 
-    def __init__(self, identity: Identity, region: str, headers: HTTPHeaders) -> None:
-        super().__init__(Credentials(identity.access_key, identity.secret_key), _SERVICE, region)
+    def __init__(self, identity: Identity, scope: tuple[str, str], headers: HTTPHeaders) -> None:
+        region, service = scope
+        super().__init__(Credentials(identity.access_key, identity.secret_key), service, region)
         self._headers = headers
-        self._region = region
+        self._scope = scope
         self._secret_key = identity.secret_key
 
     def headers_to_sign(self, request: AWSRequest) -> HTTPHeaders:  # noqa: ARG002 - botocore's signature
         return self._headers
 
     def signature(self, string_to_sign: str, request: AWSRequest) -> str:
-        key = _signing_key(self._secret_key, request.context["timestamp"][:8], self._region)
+        key = _signing_key(self._secret_key, request.context["timestamp"][:8], self._scope)
         return hmac.new(key, string_to_sign.encode(), sha256).hexdigest()
 
 
@@ -137,7 +142,8 @@ class _Signable:
     params: None = None
 
 
-def _signature(identity: Identity, region: str, stamp: str, names: frozenset[str], call: HttpCall) -> str:
+def _signature(identity: Identity, scope: tuple[str, str], stamp: str, names: frozenset[str], call: HttpCall) -> str:
+    """Sign the request as its caller should have; `scope` is Region and service."""
     body_hash = sha256(call.body).hexdigest()
     # The signer would believe this header about the body.
     if call.header("x-amz-content-sha256") not in {None, body_hash}:
@@ -149,14 +155,14 @@ def _signature(identity: Identity, region: str, stamp: str, names: frozenset[str
     url = f"http://{_SERVICE}{call.path}?{call.query}"
     hashed = {"X-Amz-Content-SHA256": body_hash}
     request = cast("AWSRequest", _Signable(call.method, url, hashed, {"timestamp": stamp}))
-    signer = _Signer(identity, region, headers)
+    signer = _Signer(identity, scope, headers)
     return signer.signature(signer.string_to_sign(request, signer.canonical_request(request)), request)
 
 
 @lru_cache(maxsize=256)
-def _signing_key(secret_key: str, day: str, region: str) -> bytes:
+def _signing_key(secret_key: str, day: str, scope: tuple[str, str]) -> bytes:
     key = f"AWS4{secret_key}".encode()
-    for part in (day, region, _SERVICE, "aws4_request"):
+    for part in (day, *scope, "aws4_request"):
         key = hmac.digest(key, part.encode(), "sha256")
     return key
 

@@ -28,6 +28,8 @@ ALL = [
     *(["instance", each] for each in ("add", "list", "probe", "remove")),
     ["classes", "show"],
     *(["backup", each] for each in ("create", "verify", "list", "forget")),
+    *(["grants", each] for each in ("list", "create", "revoke")),
+    ["policy", "show"],
     *(["legal-hold", each] for each in ("add", "release", "list")),
 ]
 HEAVY = (

@@ -197,3 +197,33 @@ def test_a_key_with_control_characters_is_not_printed() -> None:
     with pytest.raises(HaltError) as caught:
         read('"\\u001b[2J" = 1')
     assert str(caught.value).isprintable()
+
+
+# --- who we are
+
+
+def test_sts_is_where_the_key_server_is_unless_that_is_an_address_of_aws() -> None:
+    ours = read('[kms]\nurl = "http://keys.example:7777"\naccess_key = "AK"\nsecret_key = "S"').sts
+    assert ours is not None
+    assert (ours.url, ours.credentials) == ("http://keys.example:7777", Credentials("AK", "S"))
+    for url in ("https://vpce-1.kms.eu-central-1.vpce.amazonaws.com", "https://kms.eu-central-1.api.aws"):
+        theirs = read(f'[kms]\nurl = "{url}"').sts
+        assert theirs is not None
+        assert theirs.url is None
+    own = read('[kms]\nurl = "http://keys.example:7777"\n[sts]\nurl = "http://sts.example"').sts
+    assert own is not None
+    assert own.url == "http://sts.example"
+
+
+@pytest.mark.parametrize("arn", ["arn:aws:iam::111122223333:role/a/b/pipeline", "arn:aws-cn:iam::111122223333:user/x"])
+def test_the_service_can_be_told_who_it_is(arn: str) -> None:
+    assert read(f'[kms]\nprincipal_arn = "{arn}"').principal_arn == arn
+    assert read("").principal_arn is None
+
+
+@pytest.mark.parametrize(
+    "arn", ["pipeline", "arn:aws:sts::111122223333:assumed-role/r/s", "arn:aws:iam::1:role/x", "*"]
+)
+def test_who_it_is_must_be_a_role_or_a_user(arn: str) -> None:
+    with pytest.raises(HaltError, match=r"kms\.principal_arn"):
+        read(f'[kms]\nprincipal_arn = "{arn}"')

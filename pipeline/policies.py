@@ -1,0 +1,254 @@
+"""The policies that an instance needs, least privilege, ready to be put in place. Pure.
+
+Statements for a KMS key's own policy, to be added beside those of its administrators; and whole documents for IAM. A
+statement names its principals, actions and resources in full: `*` stands at the end of an object's prefix only. The use
+of a KMS key for data keys is bound to the encryption context of one instance, that of a bucket's to S3 and that bucket.
+Delivery rights are in the key's policy, because S3 takes no grant token.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from pipeline.crypt.grants import OPERATIONS
+from pipeline.errors import RefuseError
+from pipeline.instances import Instance, KeyAccess, Storage
+
+Statement = dict[str, Any]
+
+USES = ("kms:Decrypt", "kms:GenerateDataKey", "kms:ReEncryptFrom", "kms:ReEncryptTo")
+DELIVERY_USES = ("kms:Decrypt", "kms:GenerateDataKey")
+"""GenerateDataKey for every object; Decrypt for the parts of a multipart upload, and to read what was delivered."""
+_VERSION = "2012-10-17"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Document:
+    """One policy, and where it belongs."""
+
+    name: str
+    belongs_to: str
+    """ARN of the KMS key or of the role that it is attached to."""
+    kind: str
+    """`key-policy-statements`, `iam-policy` or `trust-policy`."""
+    statements: Sequence[Statement]
+
+    def document(self) -> dict[str, Any]:
+        """Write it as IAM reads it."""
+        return {"Version": _VERSION, "Statement": list(self.statements)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Beside:
+    """What the service uses besides the instances' keys and buckets."""
+
+    queues_in: Sequence[str] = ()
+    """URLs of queues that events arrive on."""
+    queue_out: str | None = None
+    bus: str | None = None
+    region: str = ""
+    canary: bool = False
+    """Whether this instance's bucket takes the canary, too."""
+
+
+def documents(instance: Instance, principal: str, beside: Beside) -> list[Document]:
+    """Write every policy that one instance needs; `principal` is the role (or user) that the service is."""
+    made = [_key_statements(instance, principal, arn) for arn in _data_keys(instance)]
+    made += [
+        Document(
+            name="delivery-key",
+            belongs_to=arn,
+            kind="key-policy-statements",
+            statements=delivery_statements(principal, instance, arn),
+        )
+        for arn in _delivery_keys(instance)
+    ]
+    statements = [
+        *(_without_principal(each) for document in made for each in document.statements),
+        *_bucket_statements(instance, canary=beside.canary),
+    ]
+    made.append(_iam("service-role", principal, [*statements, *_event_statements(instance, beside)]))
+    return made
+
+
+def granting_statements(
+    principal: str, account: str, key_arn: str, context: Mapping[str, str], *, suffix: str = ""
+) -> list[Statement]:
+    """Let the service grant itself the use of a key: this use, for this encryption context, and no other."""
+    conditions = {
+        "StringEquals": {
+            "kms:GranteePrincipal": principal,
+            "kms:RetiringPrincipal": principal,
+            "kms:GrantConstraintType": "EncryptionContextEquals",
+            **_bound(context),
+        },
+        "ForAllValues:StringEquals": {"kms:GrantOperations": sorted(OPERATIONS), **_no_more(context)},
+    }
+    return [
+        _asking(principal, account, key_arn, ("kms:DescribeKey", "kms:ListGrants"), suffix),
+        _allow(f"DataKeysByGrant{suffix}", principal, ("kms:CreateGrant",), [key_arn], conditions),
+    ]
+
+
+def use_statements(
+    principal: str, account: str, key_arn: str, context: Mapping[str, str], *, suffix: str = ""
+) -> list[Statement]:
+    """Let the service use a key by its policy alone, for this encryption context and no other."""
+    conditions = {"StringEquals": _bound(context), "ForAllValues:StringEquals": _no_more(context)}
+    return [
+        _asking(principal, account, key_arn, ("kms:DescribeKey",), suffix),
+        _allow(f"DataKeys{suffix}", principal, USES, [key_arn], conditions),
+    ]
+
+
+def delivery_statements(principal: str, instance: Instance, key_arn: str) -> list[Statement]:
+    """Let the service write and read objects under a bucket's key, by S3 only and in that bucket only."""
+    buckets = sorted({each.bucket for each in instance.storage.values() if each.kms_key_arn == key_arn})
+    suffix = _suffix(key_arn)
+    conditions = {
+        "StringEquals": {
+            "kms:CallerAccount": _account(principal),
+            "kms:ViaService": f"s3.{instance.region}.{_domain(key_arn)}",
+            # With a Bucket Key, which every object of ours has, S3 names the bucket.
+            "kms:EncryptionContext:aws:s3:arn": [_bucket_arn(key_arn, bucket) for bucket in buckets],
+        }
+    }
+    return [
+        _asking(principal, _account(principal), key_arn, ("kms:DescribeKey",), f"Delivery{suffix}"),
+        _allow(f"Delivery{suffix}", principal, DELIVERY_USES, [key_arn], conditions),
+    ]
+
+
+# --- inside
+
+
+def _key_statements(instance: Instance, principal: str, key_arn: str) -> Document:
+    make = granting_statements if instance.key_access is KeyAccess.GRANT else use_statements
+    statements = make(principal, _account(principal), key_arn, instance.recordings_context, suffix=_suffix(key_arn))
+    return Document(name="data-key", belongs_to=key_arn, kind="key-policy-statements", statements=statements)
+
+
+def _bucket_statements(instance: Instance, *, canary: bool) -> list[Statement]:
+    """Say what is asked of the buckets: writes that create, proofs, reading back, and the remains of uploads."""
+    statements: list[Statement] = []
+    for number, (bucket, stores) in enumerate(sorted(_by_bucket(instance).items()), 1):
+        arn = _bucket_arn(instance.kms_key_arn, bucket)
+        prefixes = sorted({each.prefix for each in stores} | ({"canary"} if canary else set()))
+        owner = {"StringEquals": {"aws:ResourceAccount": stores[0].bucket_owner}}
+        objects = [f"{arn}/{prefix}/*" for prefix in prefixes]
+        probes = [f"{arn}/{each.prefix}/pipeline-probe-*" for each in sorted(stores, key=lambda each: each.prefix)]
+        statements += [
+            _allow(
+                f"Objects{number}", None, ("s3:AbortMultipartUpload", "s3:GetObject", "s3:PutObject"), objects, owner
+            ),
+            # Without ListBucket S3 answers 403 instead of 404 for an object that is not there yet.
+            _allow(f"Bucket{number}", None, ("s3:ListBucket", "s3:ListBucketMultipartUploads"), [arn], owner),
+            _allow(f"Probes{number}", None, ("s3:DeleteObject",), sorted(set(probes)), owner),
+        ]
+    return statements
+
+
+def _event_statements(instance: Instance, beside: Beside) -> list[Statement]:
+    statements = []
+    if beside.queues_in:
+        arns = [_queue_arn(instance.kms_key_arn, url, beside.region) for url in beside.queues_in]
+        actions = ("sqs:ChangeMessageVisibility", "sqs:DeleteMessage", "sqs:ReceiveMessage")
+        statements.append(_allow("EventsIn", None, actions, arns, {}))
+    if beside.queue_out is not None:
+        arn = _queue_arn(instance.kms_key_arn, beside.queue_out, beside.region)
+        statements.append(_allow("EventsOut", None, ("sqs:SendMessage",), [arn], {}))
+    if beside.bus is not None:
+        statements.append(
+            _allow("EventBus", None, ("events:PutEvents",), [_bus_arn(instance, beside.bus, beside.region)], {})
+        )
+    return statements
+
+
+def _allow(
+    sid: str, principal: str | None, actions: Sequence[str], resources: Sequence[str], conditions: Mapping[str, Any]
+) -> Statement:
+    statement: Statement = {"Sid": sid, "Effect": "Allow"}
+    if principal is not None:
+        statement["Principal"] = {"AWS": principal}
+    statement |= {"Action": list(actions), "Resource": resources[0] if len(resources) == 1 else list(resources)}
+    return statement | ({"Condition": dict(conditions)} if conditions else {})
+
+
+def _asking(principal: str, account: str, key_arn: str, actions: Sequence[str], suffix: str) -> Statement:
+    """Allow what looks at a key and uses no key material: such calls carry no encryption context."""
+    return _allow(f"Asking{suffix}", principal, actions, [key_arn], {"StringEquals": {"kms:CallerAccount": account}})
+
+
+def _without_principal(statement: Statement) -> Statement:
+    return {name: value for name, value in statement.items() if name != "Principal"}
+
+
+def _iam(name: str, role: str, statements: Sequence[Statement]) -> Document:
+    return Document(name=name, belongs_to=role, kind="iam-policy", statements=statements)
+
+
+def _bound(context: Mapping[str, str]) -> dict[str, str]:
+    return {f"kms:EncryptionContext:{name}": value for name, value in context.items()}
+
+
+def _no_more(context: Mapping[str, str]) -> dict[str, list[str]]:
+    return {"kms:EncryptionContextKeys": sorted(context)}
+
+
+def _data_keys(instance: Instance) -> list[str]:
+    arns = (instance.kms_key_arn, instance.previous_kms_key_arn)
+    return [arn for arn in arns if arn is not None]
+
+
+def _delivery_keys(instance: Instance) -> list[str]:
+    return sorted({storage.kms_key_arn for storage in instance.storage.values()})
+
+
+def _by_bucket(instance: Instance) -> dict[str, list[Storage]]:
+    found: dict[str, list[Storage]] = {}
+    for storage in instance.storage.values():
+        found.setdefault(storage.bucket, []).append(storage)
+    return found
+
+
+def _suffix(key_arn: str) -> str:
+    """Give the end of a key's id, to tell statements of several keys apart: letters and digits, as a Sid has them."""
+    return "".join(filter(str.isalnum, key_arn.rpartition("/")[2]))[-8:]
+
+
+def _account(principal: str) -> str:
+    return principal.split(":")[4]
+
+
+def _partition(arn: str) -> str:
+    return arn.split(":")[1]
+
+
+def _domain(arn: str) -> str:
+    return "amazonaws.com.cn" if _partition(arn) == "aws-cn" else "amazonaws.com"
+
+
+def _bucket_arn(like: str, bucket: str) -> str:
+    return f"arn:{_partition(like)}:s3:::{bucket}"
+
+
+def _queue_arn(like: str, url: str, region: str) -> str:
+    """Read a queue's ARN from its URL: `https://sqs.<region>.amazonaws.com/<account>/<name>`.
+
+    Raises:
+        RefuseError: it ends in no account and name.
+
+    """
+    parts = urlsplit(url)
+    host, path = (parts.hostname or "").split("."), parts.path.strip("/").split("/")
+    if len(path) < 2:
+        raise RefuseError("a queue's address that ends in no account and name", field="queue_url")
+    there = host[1] if len(host) > 2 and host[0] == "sqs" else region
+    return f"arn:{_partition(like)}:sqs:{there}:{path[-2]}:{path[-1]}"
+
+
+def _bus_arn(instance: Instance, bus: str, region: str) -> str:
+    if bus.startswith("arn:"):
+        return bus
+    return f"arn:{_partition(instance.kms_key_arn)}:events:{region}:{instance.account_id}:event-bus/{bus}"
