@@ -115,6 +115,24 @@ def write_private(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
+def write_new_private(path: Path, content: bytes) -> bool:
+    """Do the same unless there is a file already; tell whether it was this call that made it."""
+    make_private_directory(path.parent)
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(handle)
+        path.hardlink_to(aside)
+    except FileExistsError:
+        return False
+    finally:
+        Path(aside).unlink(missing_ok=True)
+    sync_directory(path.parent)
+    return True
+
+
 def make_private_directory(path: Path) -> None:
     """Make a directory of this owner only (0700) and its missing parents, their entries durable."""
     if path.is_dir():

@@ -87,6 +87,16 @@ class StoreIoError(DeferError):
     reason = "store-io"
 
 
+class StoreBlockedError(StoreIoError):
+    """A path of the store can't be used: its rights, or what stands in its place. The volume itself is well."""
+
+
+class AuditBrokenError(DeferError):
+    """An audit log is not what was written to it: cut, changed or gone. Nothing that it has to tell of is done."""
+
+    reason = "audit-broken"
+
+
 class StoreBusyError(DeferError):
     """The system has no descriptor or memory to give now. Nothing was changed; ask again in a moment."""
 

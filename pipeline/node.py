@@ -81,7 +81,7 @@ class Node:
             volume=self.root,
             rotation=Rotation(f"{self.root}/events", settings.events_out.file_bytes),
         )
-        self.trail = Trail(self.root, actor=SERVICE, writer="service", clock=self.clock)
+        self.trail = Trail(self.root, actor=SERVICE, clock=self.clock)
         self.tenants = Tenants(self._ring)
         self.refused_files = 0
         """Instance files that could not be used when they were last read."""

@@ -85,6 +85,21 @@ class FileSystem(Protocol):
         """Make a directory and its missing parents, each one's entry durable. Nothing happens if it exists."""
         ...
 
+    def lock(self, handle: int) -> None:
+        """Hold a file as this handle's alone, among processes too, until `unlock` or `close`.
+
+        Raises `StoreBusyError` if another one does not let it go within a second.
+        """
+        ...
+
+    def unlock(self, handle: int) -> None:
+        """Let it go. Never raises."""
+        ...
+
+    def is_at(self, handle: int, path: str) -> bool:
+        """Tell whether that path names this very file still."""
+        ...
+
     def sync_directory(self, path: str) -> None:
         """Make the names in a directory durable."""
         ...

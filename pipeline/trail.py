@@ -5,6 +5,7 @@ Both are lines that a commit syncs before the move itself counts, so a crash can
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from pipeline.audit import records
@@ -47,11 +48,10 @@ def subject_of(instance: Instance, contact: str, recording_id: RecordingId, name
 class Trail:
     """Makes the lines of one writer (the service, or one run of a command)."""
 
-    def __init__(self, state_dir: str, *, actor: records.Actor, writer: str, clock: Clock) -> None:
+    def __init__(self, state_dir: str, *, actor: records.Actor, clock: Clock) -> None:
         self._events = f"{state_dir}/events"
         self._audit = f"{state_dir}/audit"
         self._actor = actor
-        self._writer = writer
         self._clock = clock
 
     def status(
@@ -105,11 +105,11 @@ class Trail:
         line = records.kms_call(
             call, actor=self._actor, account_id=instance.account_id, region=instance.region, now=now
         )
-        return LogLine(records.log_path(self._audit, instance.instance_id, now, self._writer), line)
+        return self._chained(instance.instance_id, line, now)
 
     def _audited(self, log: InstanceId | str, verb: str, details: Mapping[str, Any]) -> LogLine:
         now = self._clock.now()
-        return LogLine(
-            records.log_path(self._audit, log, now, self._writer),
-            records.move(verb, details, actor=self._actor, now=now),
-        )
+        return self._chained(log, records.move(verb, details, actor=self._actor, now=now), now)
+
+    def _chained(self, log: InstanceId | str, record: bytes, now: datetime) -> LogLine:
+        return LogLine(f"{self._audit}/{log}", record, hour=records.hour_of(now))

@@ -112,7 +112,7 @@ class Run:
         self.clock = SystemClock()
         files = Disk()
         self.commits = GroupCommit(files)
-        trail = Trail(str(directory), actor=Actor("Service", "bench"), writer="service", clock=self.clock)
+        trail = Trail(str(directory), actor=Actor("Service", "bench"), clock=self.clock)
         self.store = InterimStore(str(directory), files, self.commits, free_bytes=0)
         holds = Holds(f"{directory}/holds", files, self.commits, trail)
         holds.load()

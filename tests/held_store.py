@@ -131,7 +131,7 @@ async def held_store(state: Path, kms: KeyService, *instances: Instance) -> Asyn
 
     tenants = Tenants(ring)
     tenants.replace({each.instance_id: each for each in instances})
-    trail = Trail(root, actor=Actor("Service", "test"), writer="service", clock=clock)
+    trail = Trail(root, actor=Actor("Service", "test"), clock=clock)
     names = RecordingNames(clock)
     contacts = ContactTable(names)
     replay = Replay(Journal(f"{root}/journal", files, commits, clock), contacts, names)

@@ -53,6 +53,7 @@ class ModelDisk:
         """Files and directories that there may be."""
         self.handles: dict[int, tuple[str, int, bool]] = {}
         """Path, file and whether it may be written, of each open handle."""
+        self.locked: set[int] = set()
         self._files: dict[int, File] = {}
         self._directories: dict[str, Directory] = {"": Directory()}
         self._last = 0
@@ -72,6 +73,7 @@ class ModelDisk:
     def close_all(self) -> None:
         """Do what the system does with a process that died."""
         self.handles.clear()
+        self.locked.clear()
 
     def snapshot(self) -> "ModelDisk":
         """Give a copy as the next process would find it: nothing open, nothing refused, unsynced steps unsynced."""
@@ -205,6 +207,7 @@ class ModelDisk:
 
     def close(self, handle: int) -> None:
         self.done.append(("close", self.handles.pop(handle)[0]))
+        self.locked.discard(handle)
 
     def rename(self, source: str, target: str) -> None:
         self._do("rename", target)
@@ -243,6 +246,18 @@ class ModelDisk:
                 self._change(parent, removed=name)
                 del self._directories[path]
             raise
+
+    def lock(self, handle: int) -> None:
+        assert handle in self.handles
+        assert handle not in self.locked, "a lock that is held is waited for: nobody else is here to let it go"
+        self.locked.add(handle)
+
+    def unlock(self, handle: int) -> None:
+        self.locked.discard(handle)
+
+    def is_at(self, handle: int, path: str) -> bool:
+        directory, name = _split(path)
+        return self._directories.get(directory, Directory()).now.get(name) == self.handles[handle][1]
 
     def sync_directory(self, path: str) -> None:
         self._names(path)

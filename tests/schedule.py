@@ -87,7 +87,7 @@ async def schedule(
     clock, disk = WorldClock(datetime(2026, 11, 23, tzinfo=UTC)), ModelDisk()
     with inline_threads():
         commits = GroupCommit(disk)
-        trail = Trail("/state", actor=Actor("Service", "test"), writer="service", clock=clock)
+        trail = Trail("/state", actor=Actor("Service", "test"), clock=clock)
         holds = Holds("/state/holds", disk, commits, trail)
         store = InterimStore("/state", disk, commits, free_bytes=0)
         store.open(None)

@@ -184,6 +184,15 @@ class WatchedDisk:
             self._do("make_directory", path)
             Path(path).mkdir(mode=0o700, parents=True)
 
+    def lock(self, handle: int) -> None:
+        self.disk.lock(handle)
+
+    def unlock(self, handle: int) -> None:
+        self.disk.unlock(handle)
+
+    def is_at(self, handle: int, path: str) -> bool:
+        return self.disk.is_at(handle, path)
+
     def sync_directory(self, path: str) -> None:
         self._do("sync_directory", path)
         inside = ((Path(name), file) for name, file in self._files.items() if name.startswith(f"{path}/"))
@@ -354,7 +363,7 @@ def _made(world: World, files: WatchedDisk, store_id: str | None) -> Node:
     )
     store_id = store.open(store_id)
     store.scan()
-    trail = Trail(root, actor=Actor("Service", "test"), writer="service", clock=world.clock)
+    trail = Trail(root, actor=Actor("Service", "test"), clock=world.clock)
     names = RecordingNames(world.clock)
     contacts = ContactTable(names)
     journal = Journal(f"{root}/journal", volume.files, commits, world.clock)

@@ -11,13 +11,16 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 
-from pipeline.errors import HaltError, StoreBusyError, StoreFullError, StoreIoError
+from pipeline.errors import HaltError, StoreBlockedError, StoreBusyError, StoreFullError, StoreIoError
 from pipeline.ports import Buffer
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _BUSY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+_BLOCKED = frozenset({errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP})
 _IOV_MAX = 512
 _LOCK_PATIENCE_S = 1.0
+_LOCK_FIRST_S, _LOCK_MOST_S = 0.0005, 0.02
+"""Between two looks whether a lock is free."""
 _LARGE = 512 * 1024
 _WRITE = 2
 """SYNC_FILE_RANGE_WRITE (sync_file_range(2))."""
@@ -36,7 +39,8 @@ def _translated(action: str) -> Iterator[None]:
             raise StoreFullError(f"no room to {action}; what is held is safe") from error
         if error.errno in _BUSY:
             raise StoreBusyError(f"too much is open to {action} now; ask again in a moment") from error
-        raise StoreIoError(f"could not {action}: {errno.errorcode.get(error.errno or 0, 'unknown error')}") from error
+        kind = StoreBlockedError if error.errno in _BLOCKED else StoreIoError
+        raise kind(f"could not {action}: {errno.errorcode.get(error.errno or 0, 'unknown error')}") from error
 
 
 class Disk:
@@ -129,6 +133,31 @@ class Disk:
             with contextlib.suppress(OSError):
                 os.rmdir(path)
             raise
+
+    def lock(self, handle: int) -> None:
+        deadline, wait_s = time.monotonic() + _LOCK_PATIENCE_S, _LOCK_FIRST_S
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise StoreBusyError("another process keeps a file locked; ask again in a moment") from error
+                time.sleep(wait_s)
+                wait_s = min(2 * wait_s, _LOCK_MOST_S)
+            except OSError as error:
+                raise StoreIoError("could not lock a file") from error
+            else:
+                return
+
+    def unlock(self, handle: int) -> None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)
+
+    def is_at(self, handle: int, path: str) -> bool:
+        try:
+            return os.path.samestat(os.fstat(handle), os.lstat(path))
+        except OSError:
+            return False
 
     def sync_directory(self, path: str) -> None:
         with _translated("sync a directory"):

@@ -12,7 +12,6 @@ from uuid import uuid4
 
 import msgspec
 
-from pipeline.ids import InstanceId
 from pipeline.ports import KmsCall
 
 _EVENT_VERSION = "1.11"
@@ -72,7 +71,19 @@ def _sides(call: KmsCall) -> list[tuple[str, str]]:
 
 def move(name: str, details: Mapping[str, Any], *, actor: Actor, now: datetime) -> bytes:
     """Record one move of an artifact, or one change of configuration: `name` is a verb phrase in CamelCase."""
-    record = _common(actor, now) | {
+    return _own(name, details, _common(actor, now))
+
+
+def about_log(name: str, details: Mapping[str, Any], *, like: bytes) -> bytes:
+    """Record something about a log itself, by the actor and at the time of another record."""
+    known = msgspec.json.decode(like)
+    return _own(name, details, {each: known[each] for each in ("eventVersion", "userIdentity", "eventTime")})
+
+
+def _own(name: str, details: Mapping[str, Any], common: Mapping[str, Any]) -> bytes:
+    record = {
+        **common,
+        "eventID": str(uuid4()),
         "eventSource": "pipeline.recordings",
         "eventName": name,
         "requestParameters": dict(details),
@@ -84,12 +95,9 @@ def move(name: str, details: Mapping[str, Any], *, actor: Actor, now: datetime) 
     return msgspec.json.encode(record)
 
 
-def log_path(root: str, log: InstanceId | str, now: datetime, writer: str) -> str:
-    """Path of the log that a record goes to: an instance's, or the node's.
-
-    One writer per file: `service`, or a command's own name.
-    """
-    return f"{root}/{log}/{now:%Y-%m-%d}.{writer}.jsonl"
+def hour_of(now: datetime) -> str:
+    """Name the hour that a record is appended in."""
+    return f"{now:%Y-%m-%dT%H}"
 
 
 def _common(actor: Actor, now: datetime) -> dict[str, Any]:

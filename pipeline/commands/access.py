@@ -1,6 +1,6 @@
 """Keys and buckets for one run of a command, by the settings: each opened when first needed, all closed together.
 
-A command keeps its own audit log beside the service's. Every call to a key service is in it before its outcome counts.
+A command writes to the same audit logs as the service. Every call to a key service is in it before its outcome counts.
 """
 
 import os
@@ -40,8 +40,8 @@ class Access:
         self.clock = SystemClock()
         self.actor = Actor("Command", _user())
         self.writer = f"command-{secrets.token_hex(8)}"
-        """Names the logs of this run: each has one writer."""
-        self.trail = Trail(str(settings.state_dir), actor=self.actor, writer=self.writer, clock=self.clock)
+        """Names the other logs of this run: each has one writer."""
+        self.trail = Trail(str(settings.state_dir), actor=self.actor, clock=self.clock)
         self._settings = settings
         self._stack = stack
         self._logs = AppendLogs(self.files)
@@ -58,7 +58,7 @@ class Access:
 
         """
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self._logs.append, line.path, [line.line], limiter=self._limiter)
+            await anyio.to_thread.run_sync(self._logs.append, line.path, [line.line], line.hour, limiter=self._limiter)
 
     async def keys(self, instance: Instance) -> AwsKeyService:
         """Give the key service as one instance sees it."""

@@ -182,7 +182,6 @@ async def _requeue(site: Site, names: "Sequence[ArtifactName]", reason: str) -> 
 async def _discard(site: Site, names: "Sequence[ArtifactName]", reason: str) -> None:
     import msgspec
 
-    from pipeline.audit.records import log_path
     from pipeline.commands.access import open_access
     from pipeline.commands.removal import refuse_for_artifacts
     from pipeline.interim.logs import LogLine
@@ -207,7 +206,7 @@ async def _discard(site: Site, names: "Sequence[ArtifactName]", reason: str) -> 
                 discarded_by=access.actor.name,
                 discarded_at=now,
             )
-            path = log_path(f"{site.root}/discards", name.instance_id, now, access.writer)
+            path = f"{site.root}/discards/{name.instance_id}/{now:%Y-%m-%d}.{access.writer}.jsonl"
             await access.record(LogLine(path, msgspec.json.encode(trace)))
             await _record(access, name, "ArtifactDiscarded", reason, fileBytes=size, fileSha256=digest)
             discard(site.root, access.files, name)

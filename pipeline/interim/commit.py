@@ -23,10 +23,14 @@ from typing import TypeVar
 
 import anyio
 import anyio.to_thread
+import structlog
 
+from pipeline.audit.appender import ChainedLogs, LeastSize, at_least_nothing
 from pipeline.errors import PipelineError, StoppingError, StoreIoError
 from pipeline.interim.logs import AppendLogs, LogLine, Rotation
 from pipeline.ports import FileSystem
+
+log = structlog.get_logger()
 
 _T = TypeVar("_T")
 
@@ -71,12 +75,19 @@ class Pending:
 class GroupCommit:
     """Collects commits while one group is on the disk; the next group takes all that came meanwhile."""
 
-    def __init__(self, files: FileSystem, *, volume: str | None = None, rotation: Rotation | None = None) -> None:
+    def __init__(
+        self,
+        files: FileSystem,
+        *,
+        volume: str | None = None,
+        rotation: Rotation | None = None,
+        least: LeastSize = at_least_nothing,
+    ) -> None:
         """`volume` is a path on the volume that the commits are for: see `_flush`, which needs it."""
         self._files = files
         self._volume = volume
         self._no_flush_until = 0.0
-        self._logs = AppendLogs(files, rotation)
+        self._logs = AppendLogs(files, rotation, least=least, tell=_tell)
         self._queue: list[Pending] = []
         self._in_hand: list[Pending] = []
         self._undone: list[tuple[str, str]] = []
@@ -114,6 +125,11 @@ class GroupCommit:
     def is_behind(self) -> bool:
         """A file is not where it should be: the next commit, even an empty one, tries to put it there."""
         return bool(self._undone)
+
+    @property
+    def audit(self) -> ChainedLogs:
+        """The audit logs: how they are."""
+        return self._logs.audit
 
     async def run(self) -> None:
         """Serve commits until `stop`, and then those that were handed in before it."""
@@ -196,12 +212,14 @@ class GroupCommit:
     def _append_lines(self, group: list[Pending]) -> None:
         by_log: dict[str, list[Pending]] = defaultdict(list)
         lines: dict[str, list[bytes]] = defaultdict(list)
+        hours: dict[str, str | None] = {}
         for pending in group:
             for line in pending.commit.lines:
                 by_log[line.path].append(pending)
                 lines[line.path].append(line.line)
+                hours[line.path] = line.hour
         for path, concerned in by_log.items():
-            self._attempt(concerned, partial(self._logs.append, path, lines[path]))
+            self._attempt(concerned, partial(self._logs.append, path, lines[path], hours[path]))
 
     def _flush(self, group: list[Pending]) -> None:
         """Bring all of a large group on its way at once; the syncs that follow, which alone count, then wait little.
@@ -251,6 +269,11 @@ class GroupCommit:
                 self._files.unlink(path)
             except PipelineError:
                 self._left[path] = None
+
+
+def _tell(event: str, name: str, detail: str) -> None:
+    """Log what happened to an audit log. All but its resuming is an alarm."""
+    (log.info if event == "audit.resumed" else log.error)(event, log=name, detail=detail)
 
 
 def _ended() -> StoppingError:

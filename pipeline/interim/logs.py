@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
+from pipeline.audit.appender import ChainedLogs, LeastSize, Tell, at_least_nothing, say_nothing
 from pipeline.errors import PipelineError
 from pipeline.ports import FileSystem
 
@@ -31,6 +32,8 @@ class LogLine:
 
     path: str
     line: bytes
+    hour: str | None = None
+    """Of an audit record: then `path` is its log's folder, and the line gets its place in the chain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +68,26 @@ def logs_in(names: Iterable[str]) -> dict[str, list[int]]:
 class AppendLogs:
     """Keeps the logs open that were written last."""
 
-    def __init__(self, files: FileSystem, rotation: Rotation | None = None) -> None:
+    def __init__(
+        self,
+        files: FileSystem,
+        rotation: Rotation | None = None,
+        *,
+        least: LeastSize = at_least_nothing,
+        tell: Tell = say_nothing,
+    ) -> None:
         self._files = files
         self._rotation = rotation
         self._open: OrderedDict[str, int] = OrderedDict()
+        self._chained = ChainedLogs(files, least, tell)
         self._amends: dict[str, Callable[[], None]] = {}
         """What failed and has to be undone before a log goes on: it can be read, and may not be on the disk."""
 
-    def append(self, path: str, lines: list[bytes]) -> None:
-        """Write lines and sync them. All or nothing, also after a crash: see the torn line above."""
+    def append(self, path: str, lines: list[bytes], hour: str | None = None) -> None:
+        """Write lines and sync them. All or nothing, also after a crash: see the torn line above, and `audit`."""
+        if hour is not None:
+            self._chained.append(path, lines, hour)
+            return
         handle = self._handle(path)
         end = self._files.size(handle)
         if self._is_long(path, end):
@@ -91,8 +105,14 @@ class AppendLogs:
                 self._amend(path)
             raise
 
+    @property
+    def audit(self) -> ChainedLogs:
+        """The audit logs among them."""
+        return self._chained
+
     def close(self) -> None:
         """Let all handles go."""
+        self._chained.close()
         while self._open:
             self._files.close(self._open.popitem()[1])
 

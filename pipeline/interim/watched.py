@@ -7,7 +7,7 @@ full disk refused without having begun it; a sync never.
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from pipeline.errors import StoreFullError, StoreIoError
+from pipeline.errors import StoreBlockedError, StoreFullError, StoreIoError
 from pipeline.ports import Buffer, FileSystem
 
 _T = TypeVar("_T")
@@ -76,6 +76,15 @@ class WatchedFiles:
         self._present()
         self._tried(lambda: self._files.make_directory(path))
 
+    def lock(self, handle: int) -> None:
+        self._files.lock(handle)
+
+    def unlock(self, handle: int) -> None:
+        self._files.unlock(handle)
+
+    def is_at(self, handle: int, path: str) -> bool:
+        return self._files.is_at(handle, path)
+
     def sync_directory(self, path: str) -> None:
         self._once(lambda: self._files.sync_directory(path))
 
@@ -101,7 +110,8 @@ class WatchedFiles:
         try:
             return operation()
         except StoreIoError as error:
-            self._failed(error)
+            if not isinstance(error, StoreBlockedError):
+                self._failed(error)
             raise
         except StoreFullError:
             self._make_room()  # for the next one: what a failed sync covered is not synced again
@@ -111,7 +121,8 @@ class WatchedFiles:
         try:
             return operation()
         except StoreIoError as error:
-            self._failed(error)
+            if not isinstance(error, StoreBlockedError):
+                self._failed(error)
             raise
         except StoreFullError:
             if not self._make_room():

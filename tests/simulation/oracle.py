@@ -9,13 +9,15 @@ from typing import Any
 import anyio
 import msgspec
 
+from pipeline.audit.appender import ChainedLogs
 from pipeline.ids import InstanceId, Kind
 from pipeline.intake.chats import items_of
 from pipeline.intake.history import following
 from pipeline.intake.recorder import TRANSCRIPT
 from pipeline.interim.logs import whole_lines
 from pipeline.interim.reader import ArtifactReader
-from pipeline.interim.states import ArtifactName, State
+from pipeline.interim.states import ArtifactName, State, parse_name
+from tests.audit_logs import HOUR, chained, files_of, record
 from tests.model_disk import ModelDisk
 from tests.s3_strict import Stored
 from tests.simulation.outside import FOREIGN, Bucket
@@ -264,6 +266,26 @@ def check_tidy(world: World) -> None:
     if world.disk.handles:
         raise LeakError(f"left open: {sorted(path for path, _, _ in world.disk.handles.values())}")
     check_sealed(world.disk)
+    check_audited(world)
+
+
+def check_audited(world: World) -> None:
+    """See that each audit log goes on as one whole chain, and has a record of each delivery that has a receipt."""
+    disk = world.disk.snapshot()
+    disk.capacity_bytes = disk.inodes = None
+    for instance_id in world.buckets:
+        ChainedLogs(disk).append(f"{ROOT}/audit/{instance_id}", [record(0)], HOUR)
+    tree = disk.tree()
+    for instance_id in world.buckets:
+        records = chained(files_of(tree, f"{ROOT}/audit/{instance_id}"))
+        recorded = {
+            each["requestParameters"]["artifactId"] for each in records if each["eventName"] == "ArtifactDelivered"
+        }
+        receipts = [path.rpartition("/")[2] for path in tree if path.endswith(".done")]
+        names = [parse_name(name) for name in receipts]
+        delivered = {str(name.artifact_id) for name in names if name.instance_id == instance_id}
+        if not delivered <= recorded:
+            raise LostError(f"no audit record of the delivery of {sorted(delivered - recorded)}")
 
 
 def check_sealed(disk: ModelDisk) -> None:

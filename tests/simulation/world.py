@@ -236,7 +236,7 @@ def made_node(world: World) -> Node:
     commits = GroupCommit(volume.reserved)
     store = InterimStore(ROOT, files, commits, free_bytes=BALLAST_BYTES, volume=volume)
     world.store_id = store.open(world.store_id)
-    trail = Trail(ROOT, actor=Actor("Service", "test"), writer="service", clock=clock)
+    trail = Trail(ROOT, actor=Actor("Service", "test"), clock=clock)
     names = RecordingNames(clock)
     contacts = ContactTable(names)
     journal = Journal(f"{ROOT}/journal", files, commits, clock)

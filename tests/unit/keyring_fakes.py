@@ -124,6 +124,15 @@ class MemoryFiles:
     def make_directory(self, path: str) -> None:
         self._do("make_directory", path)
 
+    def lock(self, handle: int) -> None:
+        raise NotImplementedError
+
+    def unlock(self, handle: int) -> None:
+        raise NotImplementedError
+
+    def is_at(self, handle: int, path: str) -> bool:
+        raise NotImplementedError
+
     def sync_directory(self, path: str) -> None:
         self._do("sync_directory", path)
         self.durable.update({name: self.synced.get(name, b"") for name in self.contents if name.startswith(path)})

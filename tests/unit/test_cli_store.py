@@ -349,8 +349,8 @@ def test_instance_remove_refuses_while_recordings_are_held_and_keeps_everything_
     assert json.loads(done.stdout) == {"instanceId": str(ACME), "undelivered": 2, "serviceTold": False}
     assert set(load_instances(config).instances) == {GLOBEX}
     assert world.file(world.sealed).exists()
-    (log,) = (world.state / "audit" / str(ACME)).glob("*.command-*.jsonl")
-    record = json.loads(log.read_text())
+    (log,) = (world.state / "audit" / str(ACME)).glob("*.jsonl")
+    record = json.loads(log.read_text().splitlines()[-1])
     assert (record["eventName"], record["requestParameters"]["reason"]) == ("InstanceRemoved", "moved away")
     assert record["userIdentity"]["type"] == "Command"
 

@@ -41,7 +41,7 @@ class Bench:
     @asynccontextmanager
     async def jobs(self, **handlers: Handler) -> AsyncIterator[Jobs]:
         commits = GroupCommit(self.disk)
-        trail = Trail(ROOT, actor=Actor("Service", "test"), writer="service", clock=self.clock)
+        trail = Trail(ROOT, actor=Actor("Service", "test"), clock=self.clock)
         async with anyio.create_task_group() as group:
             group.start_soon(commits.run)
             try:

@@ -42,10 +42,9 @@ def placed(world: World, *arguments: str) -> dict[str, Any]:
 
 
 def told(world: World, instance: UUID) -> list[dict[str, Any]]:
-    logs = sorted(
-        (world.state / "audit" / str(instance)).glob("*.command-*.jsonl"), key=lambda log: log.stat().st_mtime_ns
-    )
-    return [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    logs = sorted((world.state / "audit" / str(instance)).glob("*.jsonl"), key=lambda log: log.stat().st_mtime_ns)
+    lines = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    return [line for line in lines if line["userIdentity"]["type"] == "Command"]
 
 
 def discard(world: World) -> Any:
