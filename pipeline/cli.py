@@ -21,6 +21,7 @@ from pipeline.commands import (
     poison,
     policy,
     put,
+    records,
     restore,
     screen,
     serve,
@@ -83,6 +84,9 @@ policy_commands = typer.Typer(
 class_commands = typer.Typer(
     help="The classes of data, and the policy of each.", no_args_is_help=True, rich_markup_mode="markdown"
 )
+record_commands = typer.Typer(
+    help="Records of the other classes of data, by the service.", no_args_is_help=True, rich_markup_mode="markdown"
+)
 poisons = typer.Typer(
     help="What no retry could help: see it, give it back, remove it.", no_args_is_help=True, rich_markup_mode="markdown"
 )
@@ -121,6 +125,13 @@ app.add_typer(policy_commands, name="policy")
 policy_commands.command("show", epilog=policy.EXAMPLE)(policy.show)
 app.add_typer(class_commands, name="classes")
 class_commands.command("show", epilog=classes.EXAMPLE)(classes.show)
+app.add_typer(record_commands, name="records")
+record_commands.command("put", epilog=records.EXAMPLES["put"])(records.put)
+record_commands.command("get", epilog=records.EXAMPLES["get"])(records.get)
+record_commands.command("ls", epilog=records.EXAMPLES["ls"])(records.ls)
+record_commands.command("search", epilog=records.EXAMPLES["search"])(records.search)
+record_commands.command("delete", epilog=records.EXAMPLES["delete"])(records.delete)
+record_commands.command("import", epilog=records.EXAMPLES["import"])(records.import_records)
 app.add_typer(poisons, name="poison")
 poisons.command("list", epilog=poison.EXAMPLES["list"])(poison.list_poison)
 poisons.command("requeue", epilog=poison.EXAMPLES["requeue"])(poison.requeue)

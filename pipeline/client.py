@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, BinaryIO, Protocol
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import aiohttp
 import anyio
@@ -28,7 +28,7 @@ STALL_S = 120.0
 FIRST_S, MOST_S = 0.5, 30.0
 """The wait before another attempt: any time up to a limit that doubles."""
 _PATIENT = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS})
-_LONGEST_ANSWER = 1024 * 1024
+_LONGEST_ANSWER = 64 * 1024 * 1024
 
 
 class NotTakenError(DeferError):
@@ -152,12 +152,21 @@ class Client:
 
     async def post_events(self, body: bytes) -> Answer:
         """Send events. Raises `LinkError`."""
+        return await self.ask("POST", "/v1/events", {"Content-Type": "application/json"}, body)
+
+    async def ask(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
+    ) -> Answer:
+        """Make a request whose body is small, and is sent again by whoever asks. Raises `LinkError`."""
+        given = dict(headers or {})
+        if body is None:
+            return await self._request(method, path, given, None)
+        sent = body
 
         async def whole() -> AsyncIterator[bytes]:
-            yield body
+            yield sent
 
-        headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
-        return await self._request("POST", "/v1/events", headers, whole)
+        return await self._request(method, path, given | {"Content-Length": str(len(body))}, whole)
 
     async def _request(
         self, method: str, path: str, headers: Mapping[str, str], body: Callable[[], AsyncIterator[bytes]] | None
@@ -203,6 +212,15 @@ async def _moving(pieces: AsyncIterator[bytes], scope: anyio.CancelScope) -> Asy
         scope.deadline = anyio.current_time() + STALL_S
         yield piece
     scope.deadline = anyio.current_time() + STALL_S
+
+
+def record_path(
+    instance: str, data_class: str, record_id: str | None = None, query: Mapping[str, str] | None = None
+) -> str:
+    """Write the path of a record's address, or of a class'."""
+    parts = [instance, "records", data_class, *([record_id] if record_id is not None else [])]
+    path = "/v1/instances/" + "/".join(quote(part, safe="") for part in parts)
+    return path + (f"?{urlencode(query)}" if query else "")
 
 
 def upload_path(instance: str, contact: str, kind: str, name: str | None) -> str:

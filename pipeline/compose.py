@@ -17,6 +17,7 @@ import structlog
 from pipeline import config, keychange, listening
 from pipeline.adapters.disk import locked
 from pipeline.adapters.eventbridge import EventBridgeSink
+from pipeline.adapters.sqlite import SqliteEngine
 from pipeline.adapters.sqs import SqsQueue, SqsSink
 from pipeline.canary import Canary
 from pipeline.delivery.buffers import BufferPool
@@ -37,6 +38,7 @@ from pipeline.intake.missing import MissingWatch
 from pipeline.intake.moves import Moves
 from pipeline.intake.queue import QueueIntake
 from pipeline.intake.recorder import Recorder
+from pipeline.intake.records import RecordRoutes
 from pipeline.intake.replay import RecordingNames, Replay
 from pipeline.intake.sweep import Sweep
 from pipeline.interim.store import InterimStore
@@ -46,6 +48,9 @@ from pipeline.node import Clients, Node
 from pipeline.ports import EventQueue, EventSink
 from pipeline.process import harden, settle
 from pipeline.receipts import ReceiptFolder
+from pipeline.records.rows import RecordEngine
+from pipeline.records.store import RecordStore
+from pipeline.records.upkeep import Upkeep
 from pipeline.service import Listen, Parts, Service
 from pipeline.settings import QueueSource, Settings
 from pipeline.surroundings import ServersUp, Surroundings, surroundings
@@ -72,6 +77,7 @@ def connect(
     sinks: Mapping[str, EventSink],
     queues: Sequence[tuple[EventQueue, QueueSource]],
     servers_up: ServersUp | None,
+    engine: RecordEngine,
 ) -> Service:
     """Connect the parts of the service."""
     settings, clock, files, commits = node.settings, node.clock, node.files, node.commits
@@ -100,6 +106,9 @@ def connect(
         tenants=node.tenants,
         recorder=recorder,
         events=taking.events,
+        records=RecordRoutes(
+            settings.http, node.shelves, RecordStore(engine, commits, node.trail, clock, store.room.check)
+        ),
         limits=RateLimit(clock),
         clock=clock,
         is_ready=lambda: service.ready,
@@ -124,6 +133,7 @@ def connect(
             store, taking.journal, node.tenants, clock, settings.store, partial(keeps_all, settings.config_dir)
         ),
         missing=missing,
+        upkeep=Upkeep(node.shelves),
         health=health,
         canary=canary,
         jobs=Jobs(
@@ -282,7 +292,9 @@ async def _assemble(
     if settings.events_out.bus_name is not None:
         sinks["bus"] = EventBridgeSink(await clients.get("events"), settings.events_out.bus_name)
     queues = [(SqsQueue(await clients.get("sqs"), source.queue_url), source) for source in settings.queues]
-    return connect(node, store, listen, sinks, queues, servers_up), node
+    engine = SqliteEngine(f"{node.root}/records/records.db")
+    stack.callback(engine.close)
+    return connect(node, store, listen, sinks, queues, servers_up, engine), node
 
 
 async def run(settings: Settings, stop: anyio.Event, started: Callable[[str], None]) -> None:

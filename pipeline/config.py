@@ -19,6 +19,7 @@ from pipeline.instances import Instance, file_name, parse, render
 
 INSTANCES = "instances"
 STORE_ID = "store-id"
+SERVICE_KEY = "service-key"
 MAX_FILE_BYTES = 2**20
 
 
@@ -85,6 +86,18 @@ def load_store_id(config_dir: PurePath) -> str | None:
     """Say which store belongs to this configuration; None before the first."""
     with contextlib.suppress(FileNotFoundError):
         return Path(config_dir, STORE_ID).read_text(encoding="utf-8").strip()
+    return None
+
+
+def save_service_key(config_dir: PurePath, key_arn: str) -> None:
+    """Remember the KMS key of the service's own that was made for it."""
+    write_private(Path(config_dir, SERVICE_KEY), f"{key_arn}\n".encode())
+
+
+def load_service_key(config_dir: PurePath) -> str | None:
+    """Give the KMS key that was made for the service; None if it was given one by its settings, or none."""
+    with contextlib.suppress(FileNotFoundError):
+        return Path(config_dir, SERVICE_KEY).read_text(encoding="utf-8").strip()
     return None
 
 

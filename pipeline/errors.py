@@ -192,3 +192,30 @@ class DestinationRefusedError(RejectError):
     """The bucket will never take this object. The bytes are kept here."""
 
     reason = "destination-refused"
+
+
+# --- records
+
+
+class RecordsDeniedError(HoldError):
+    """A customer's KMS key can't be used, and the class's policy is to deny. What is sealed is safe and waits."""
+
+    reason = "AccessDeniedException"
+
+
+class RecordsUnservedError(DeferError):
+    """A class or scope can't be served as it is configured. What it holds is safe; the operator has to mend it."""
+
+    reason = "not-configured"
+
+
+class RecordChangedError(RefuseError):
+    """The record is not at the version that the caller named. Nothing was changed; read it again."""
+
+    reason = "version-conflict"
+
+
+class NoSuchRecordError(RefuseError):
+    """There is no such record, class or scope for the caller."""
+
+    reason = "not-found"

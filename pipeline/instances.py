@@ -20,6 +20,7 @@ from msgspec import Meta, Struct
 
 from pipeline.errors import RefuseError
 from pipeline.ids import RECORDINGS_CLASS, InstanceId, Kind
+from pipeline.records.scopes import DEFAULT, Places, ScopeConfig, placed
 
 RESOURCE_TYPES: Mapping[Kind, str] = {
     Kind.VOICE: "CALL_RECORDINGS",
@@ -95,6 +96,13 @@ class Instance:
     limits: Limits = field(default_factory=Limits)
     expects: tuple[str, ...] = ()
     """What each contact that meets an agent has to bring, by the end of the URL that it is put to (`voice.wav`)."""
+    records: tuple[ScopeConfig, ...] = ()
+    """Domains, object types and resources of its other data, and a customer's KMS key for each."""
+
+    @property
+    def places(self) -> Places:
+        """Every scope of its other data, by class and name."""
+        return placed(self.instance_id, self.account_id, self.records)
 
     @property
     def arn(self) -> str:
@@ -128,7 +136,7 @@ _Expected = Annotated[
     str, Meta(pattern=r"^(?:voice|screen|chat)(?:/[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}|(?:\.[A-Za-z0-9]{1,10})?)\Z")
 ]
 _TokenHash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-_KEY_ARN = re.compile(r"arn:aws(?:-[a-z]+)*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]{1,64}")
+KEY_ARN = re.compile(r"arn:aws(?:-[a-z]+)*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]{1,64}")
 _BUCKET = re.compile(r"(?!.*\.\.)(?![0-9.]+\Z)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _SEGMENT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:=-]*[A-Za-z0-9_:=-])?")
 MAX_PREFIX = 128
@@ -181,6 +189,17 @@ class _Limits(Struct, forbid_unknown_fields=True):
     held_bytes: Annotated[int, Meta(ge=1, le=2**60)] | None = _DEFAULTS.held_bytes
 
 
+class _Records(Struct, forbid_unknown_fields=True, rename={"data_class": "class"}):
+    data_class: str
+    name: str | None = None
+    arn: str | None = None
+    object_type: str | None = None
+    kms_key_arn: str | None = None
+    previous_kms_key_arn: str | None = None
+    flags: tuple[str, ...] = ()
+    expiration_days: int | None = None
+
+
 class _File(Struct, forbid_unknown_fields=True):
     instance_id: UUID
     alias: _Alias
@@ -193,6 +212,7 @@ class _File(Struct, forbid_unknown_fields=True):
     limits: _Limits = msgspec.field(default_factory=_Limits)
     expects: Annotated[tuple[_Expected, ...], Meta(max_length=10)] = ()
     storage: tuple[_Association, ...] = ()
+    records: Annotated[tuple[_Records, ...], Meta(max_length=1000)] = ()
 
 
 def parse(text: str, *, name: str) -> Instance:
@@ -225,6 +245,7 @@ def parse(text: str, *, name: str) -> Instance:
         storage=_storage(given.storage),
         limits=Limits(**msgspec.structs.asdict(given.limits)),
         expects=given.expects,
+        records=_records(given),
     )
 
 
@@ -246,6 +267,8 @@ def render(instance: Instance) -> str:
     limits = dataclasses.asdict(instance.limits)
     document["limits"] = {name: value for name, value in limits.items() if value is not None}
     document["storage"] = [_association(kind, storage) for kind, storage in sorted(instance.storage.items())]
+    if instance.records:
+        document["records"] = [_scope(config) for config in instance.records]
     return tomli_w.dumps(document, multiline_strings=False)
 
 
@@ -277,8 +300,27 @@ def _refusal(message: str) -> RefuseError:
 def _check_key(path: str, arn: str) -> None:
     if ":alias/" in arn or arn.startswith("alias/"):
         raise RefuseError("An alias can be pointed at another key. Give the key's full ARN", field=path)
-    if len(arn) > MAX_KEY_ID or not _KEY_ARN.fullmatch(arn):
+    if len(arn) > MAX_KEY_ID or not KEY_ARN.fullmatch(arn):
         raise RefuseError("Not the full ARN of a KMS key (arn:aws:kms:<region>:<account>:key/<id>)", field=path)
+
+
+def _records(given: _File) -> tuple[ScopeConfig, ...]:
+    configs = tuple(
+        ScopeConfig(**msgspec.structs.asdict(each) | {"name": each.name or each.object_type or DEFAULT})
+        for each in given.records
+    )
+    for number, config in enumerate(configs):
+        for name in ("kms_key_arn", "previous_kms_key_arn"):
+            arn = getattr(config, name)
+            if arn is not None:
+                _check_key(f"records[{number}].{name}", arn)
+    placed(InstanceId(given.instance_id), given.account_id, configs)
+    return configs
+
+
+def _scope(config: ScopeConfig) -> dict[str, Any]:
+    members = {"class" if name == "data_class" else name: value for name, value in dataclasses.asdict(config).items()}
+    return {name: value for name, value in members.items() if value}
 
 
 def _storage(associations: tuple[_Association, ...]) -> dict[Kind, Storage]:

@@ -6,6 +6,7 @@ Part of the composition root: it chooses adapters.
 import random
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from pipeline.adapters.disk import Disk
 from pipeline.adapters.kms import AwsKeyService
 from pipeline.adapters.s3 import S3Destination
 from pipeline.audit.records import Actor
+from pipeline.crypt.duty import KEY_LIFE
 from pipeline.crypt.grants import GrantedKeys, GrantFolder
 from pipeline.crypt.keyring import KeyRing
 from pipeline.delivery.probe import ProbeAnswer
@@ -32,6 +34,8 @@ from pipeline.interim.commit import Commit, GroupCommit
 from pipeline.interim.logs import Rotation
 from pipeline.interim.volume import Volume
 from pipeline.ports import KmsCall
+from pipeline.records.scopes import Placed
+from pipeline.records.shelves import RingKeys, ServiceKey, Shelves
 from pipeline.settings import Settings
 from pipeline.tenants import Tenant, Tenants, is_followed
 from pipeline.trail import Trail
@@ -83,6 +87,7 @@ class Node:
         )
         self.trail = Trail(self.root, actor=SERVICE, clock=self.clock)
         self.tenants = Tenants(self._ring)
+        self.shelves = Shelves(self._shelf_ring)
         self.refused_files = 0
         """Instance files that could not be used when they were last read."""
         self._configuring = anyio.Lock()
@@ -117,6 +122,7 @@ class Node:
             unusable += instance_id not in serve or serve[instance_id] is known
         self.refused_files = len(loaded.problems) + unusable
         self.tenants.adopt(serve)
+        await self._adopt_shelves()
         log.info("config.loaded", instances=len(serve), refused=self.refused_files)
 
     def destination(self, instance: Instance, storage: Storage) -> S3Destination:
@@ -155,12 +161,23 @@ class Node:
             return False
         return True
 
+    async def _adopt_shelves(self) -> None:
+        """Serve the other classes of data of the instances that are served."""
+        given = self.settings.records
+        made = await anyio.to_thread.run_sync(config.load_service_key, self.settings.config_dir)
+        service = ServiceKey(given.service_key_arn or made, given.previous_service_key_arn)
+        for arn in (service.current, service.previous):
+            if arn is not None:
+                self._key_clients[_region_of(arn)] = await self.clients.get("kms", _region_of(arn))
+        self.shelves.adopt(self.tenants.instances(), service)
+
     async def _prepare(self, instance: Instance) -> None:
         instance_id = instance.instance_id
         arns = [
             instance.kms_key_arn,
             instance.previous_kms_key_arn,
             *(each.kms_key_arn for each in instance.storage.values()),
+            *(arn for each in instance.records for arn in (each.kms_key_arn, each.previous_kms_key_arn)),
         ]
         for region in {_region_of(arn) for arn in arns if arn is not None}:
             self._key_clients[region] = await self.clients.get("kms", region)
@@ -189,6 +206,24 @@ class Node:
             cache=self.settings.keys.cache,
             seal_grace=self.settings.keys.seal_grace,
             random=random.random,
+        )
+
+    def _shelf_ring(self, instance: Instance, place: Placed, keys: RingKeys) -> KeyRing:
+        scope = place.scope
+        return KeyRing(
+            instance_id=scope.owner,
+            data_class=scope.policy.data_class,
+            context=scope.context,
+            current_arn=keys.current,
+            previous_arn=keys.previous,
+            directory=f"{self.root}/{scope.directory}",
+            files=self.files,
+            service=self.keys(instance, keys.current),
+            clock=self.clock,
+            cache=self.settings.keys.cache,
+            seal_grace=timedelta(0),
+            random=random.random,
+            life=scope.policy.data_key_life or KEY_LIFE,
         )
 
     async def _tell(self, instance: Instance, call: KmsCall) -> None:

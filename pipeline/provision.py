@@ -7,6 +7,7 @@ AWS, where keys and buckets belong to others and are named in the instance's fil
 import contextlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 from uuid import uuid4
@@ -18,7 +19,15 @@ from pipeline.adapters.aws import open_client
 from pipeline.adapters.clock import SystemClock
 from pipeline.adapters.disk import Disk
 from pipeline.adapters.kms import AwsKeyService
-from pipeline.config import load_instances, new_token, save_instance, token_hash, write_private
+from pipeline.config import (
+    load_instances,
+    load_service_key,
+    new_token,
+    save_instance,
+    save_service_key,
+    token_hash,
+    write_private,
+)
 from pipeline.crypt.grants import GrantFolder, make_grant, terms
 from pipeline.embedded import ACCOUNT, BUCKET_SERVER, OPERATOR, REGION, SERVICE, Embedded
 from pipeline.errors import RefuseError
@@ -26,8 +35,19 @@ from pipeline.ids import RECORDINGS_CLASS, InstanceId, Kind
 from pipeline.instances import ALIAS, Instance, KeyAccess, Storage, instance_context
 from pipeline.policies import granting_statements
 from pipeline.ports import KmsCall
+from pipeline.records.classes import policy_of
+from pipeline.records.policy import FromConfig
+from pipeline.records.scopes import ScopeConfig
 
 DEMO = "demo"
+RESOURCES = {
+    "appintegrations_data": ("app-integrations", "data-integration"),
+    "cases": ("cases", "domain"),
+    "profiles_domain": ("profile", "domains"),
+    "ai_content": ("wisdom", "assistant"),
+    "voiceid": ("voiceid", "domain"),
+}
+"""How the ARN of a class's scope is made, where there is no Amazon Connect to make it."""
 PREFIXES = {Kind.VOICE: "CallRecordings", Kind.SCREEN: "ScreenRecordings", Kind.CHAT: "ChatTranscripts"}
 
 
@@ -57,6 +77,9 @@ async def provision_instance(
         bucket_key = await resources.make_key(
             kms, description=f"Bucket of instance {instance_id}", policy=bucket_key_policy()
         )
+        records_key = await resources.make_key(
+            kms, description=f"Records of instance {instance_id}", policy=records_key_policy()
+        )
         instance = Instance(
             instance_id=instance_id,
             alias=alias,
@@ -66,6 +89,7 @@ async def provision_instance(
             key_access=KeyAccess.GRANT,
             token_sha256=(token_hash(token),),
             storage={kind: _storage(kind, alias, bucket, bucket_key) for kind in PREFIXES},
+            records=tuple(_scopes(alias, records_key)),
         )
         await _grant(AwsKeyService(kms, _untold), embedded, instance)
     async with open_client("s3", embedded.s3(embedded.secrets.s3_operator)) as s3:
@@ -82,6 +106,15 @@ async def _grant(service: AwsKeyService, embedded: Embedded, instance: Instance)
 
 async def _untold(_: KmsCall) -> None:
     """Record nothing here: what the operator does is in the key server's trail, and not in an instance's."""
+
+
+async def provision_service_key(embedded: Embedded, config_dir: PurePath) -> None:
+    """Make the service's own KMS key unless there is one: for the classes of data that take no customer's."""
+    if await anyio.to_thread.run_sync(load_service_key, config_dir) is not None:
+        return
+    async with open_client("kms", embedded.kms(embedded.secrets.kms_operator)) as kms:
+        arn = await resources.make_key(kms, description="The service's own", policy=records_key_policy())
+    await anyio.to_thread.run_sync(save_service_key, config_dir, arn)
 
 
 async def provision_demo(embedded: Embedded, config_dir: PurePath) -> tuple[Instance, str | None]:
@@ -102,6 +135,14 @@ def data_key_policy(instance_id: InstanceId) -> str:
     """Write the policy of a key for data keys: the service may grant itself its use, for this instance only."""
     context = instance_context(ACCOUNT, instance_id)
     return _policy(_allow("Administration", OPERATOR, "kms:*"), *granting_statements(SERVICE, ACCOUNT, "*", context))
+
+
+def records_key_policy() -> str:
+    """Write the policy of a key for data keys of records: the service may use it, in whatever encryption context."""
+    return _policy(
+        _allow("Administration", OPERATOR, "kms:*"),
+        _allow("Use", SERVICE, "kms:DescribeKey", "kms:GenerateDataKey", "kms:Decrypt", "kms:ReEncrypt*"),
+    )
 
 
 def bucket_key_policy() -> str:
@@ -129,6 +170,18 @@ def _storage(kind: Kind, alias: str, bucket: str, key_arn: str) -> Storage:
         kms_key_arn=key_arn,
         bucket_owner=ACCOUNT,
     )
+
+
+def _scopes(alias: str, key_arn: str) -> Iterator[ScopeConfig]:
+    """Name one domain or resource for each class of data that needs one; those of the customer's key take `key_arn`."""
+    for data_class, resource in RESOURCES.items():
+        policy = policy_of(data_class)
+        yield ScopeConfig(
+            data_class=data_class,
+            arn=f"arn:aws:{resource[0]}:{REGION}:{ACCOUNT}:{resource[1]}/{alias}",
+            kms_key_arn=key_arn if policy.takes_customer_key else None,
+            expiration_days=policy.retention.most_days if isinstance(policy.retention, FromConfig) else None,
+        )
 
 
 def _check_new(config_dir: PurePath, alias: str, instance_id: InstanceId | None) -> None:

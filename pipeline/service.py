@@ -32,6 +32,7 @@ from pipeline.interim.store import InterimStore
 from pipeline.jobs import Ask, Jobs, Report
 from pipeline.process import uncollected
 from pipeline.receipts import ReceiptFolder
+from pipeline.records.upkeep import Upkeep
 from pipeline.tenants import Tenants
 
 log = structlog.get_logger()
@@ -61,6 +62,7 @@ class Parts:
     event_logs: EventLogs
     folder: ReceiptFolder
     missing: MissingWatch
+    upkeep: Upkeep
     health: Health
     canary: Canary | None
     jobs: Jobs
@@ -181,6 +183,7 @@ class Service:
             "receipts": parts.folder.run,
             "event logs": parts.event_logs.run,
             "missing": parts.missing.run,
+            "records": parts.upkeep.run,
             "health": parts.health.run,
             "volume": parts.store.room.run,
             "jobs": parts.jobs.run,

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from pipeline.errors import HaltError
 from pipeline.fields import Given, flag, optional_path, optional_text, optional_url, seconds, text, url, whole
+from pipeline.instances import KEY_ARN
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,15 @@ class KeySettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RecordSettings:
+    """The other classes of data."""
+
+    service_key_arn: str | None = optional_text()
+    """The operator's own KMS key, where no customer's is used."""
+    previous_service_key_arn: str | None = optional_text()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DeliverySettings:
     """How hard the buckets are worked."""
 
@@ -167,6 +177,7 @@ class Settings:
     health: HealthSettings = field(default_factory=HealthSettings)
     canary: CanarySettings = field(default_factory=CanarySettings)
     keys: KeySettings = field(default_factory=KeySettings)
+    records: RecordSettings = field(default_factory=RecordSettings)
     delivery: DeliverySettings = field(default_factory=DeliverySettings)
     queues: tuple[QueueSource, ...] = ()
     events_out: EventsOut = field(default_factory=EventsOut)
@@ -213,6 +224,7 @@ TABLES: Mapping[str, type] = {
     "health": HealthSettings,
     "canary": CanarySettings,
     "keys": KeySettings,
+    "records": RecordSettings,
     "delivery": DeliverySettings,
     "events_out": EventsOut,
     "log": LogSettings,
@@ -265,6 +277,7 @@ def load(toml_text: str | None, environ: Mapping[str, str], *, base: PurePath) -
         health=given.table("health", HealthSettings),
         canary=given.table("canary", CanarySettings),
         keys=given.table("keys", KeySettings),
+        records=_records(given),
         delivery=_delivery(given),
         queues=tuple(given.rows("queues", QueueSource)),
         events_out=given.table("events_out", EventsOut),
@@ -332,6 +345,16 @@ def _principal(given: Given) -> str | None:
     if principal is not None and not PRINCIPAL.fullmatch(principal):
         raise HaltError("kms.principal_arn: not the ARN of an IAM role or user (arn:aws:iam::<account>:role/<name>)")
     return principal
+
+
+def _records(given: Given) -> RecordSettings:
+    """Read `records`. Raises `HaltError` for a key that is not named by its full ARN."""
+    records = given.table("records", RecordSettings)
+    for name in ("service_key_arn", "previous_service_key_arn"):
+        arn = getattr(records, name)
+        if arn is not None and not KEY_ARN.fullmatch(arn):
+            raise HaltError(f"records.{name}: not the full ARN of a KMS key (arn:aws:kms:<region>:<account>:key/<id>)")
+    return records
 
 
 def _delivery(given: Given) -> DeliverySettings:

@@ -12,7 +12,7 @@ import anyio
 import structlog
 
 from pipeline import embedded
-from pipeline.provision import demo_token_file, provision_demo
+from pipeline.provision import demo_token_file, provision_demo, provision_service_key
 from pipeline.settings import Settings
 
 log = structlog.get_logger()
@@ -61,6 +61,7 @@ async def _nothing() -> None:
 async def _provision(known: embedded.Embedded, servers: embedded.Servers, settings: Settings) -> None:
     """Wait for the embedded servers; on the first start make the demo instance."""
     await servers.ready.wait()
+    await provision_service_key(known, settings.config_dir)
     instance, token = await provision_demo(known, settings.config_dir)
     if token is not None:
         log.info(

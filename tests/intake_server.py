@@ -16,7 +16,9 @@ from pipeline.health import Line, Mark, Report
 from pipeline.instances import Limits
 from pipeline.intake.access import RateLimit
 from pipeline.intake.http import HttpIntake
+from pipeline.intake.records import RecordRoutes
 from pipeline.settings import HttpSettings
+from tests.records_fixture import Records, records_over
 from tests.store_fixture import MARKER, Node, World, instance, node
 from tests.unit.keyring_fakes import A, B
 
@@ -33,6 +35,7 @@ class Server:
     process: Node
     app: HttpIntake
     ready: list[bool]
+    records: Records
 
     async def ask(
         self,
@@ -123,13 +126,14 @@ def world_at(root: Path, **limits: Any) -> World:
 
 @asynccontextmanager
 async def serving(world: World, **settings: Any) -> AsyncIterator[Server]:
-    async with node(world) as process:
+    async with node(world) as process, records_over(process) as records:
         ready = [True]
         app = HttpIntake(
             settings=HttpSettings(**settings),
             tenants=process.tenants,
             recorder=process.recorder,
             events=process.events,
+            records=RecordRoutes(HttpSettings(**settings), records.shelves, records.store),
             limits=RateLimit(world.clock),
             clock=world.clock,
             is_ready=lambda: ready[0],
@@ -139,7 +143,7 @@ async def serving(world: World, **settings: Any) -> AsyncIterator[Server]:
                 numbers={},
             ),
         )
-        yield Server(process, app, ready)
+        yield Server(process, app, ready, records)
 
 
 def is_problem(reply: Reply, status: int, reason: str, problem_field: str | None = None) -> bool:

@@ -19,12 +19,13 @@ class Duty:
     artifacts: int
     size_bytes: int
     """Of the media sealed under it, as far as that is known."""
+    life: timedelta = KEY_LIFE
 
     @property
     def shares(self) -> dict[str, float]:
         """How much of each limit is used up; 1 is all of it."""
         return {
-            "age": max(self.age / KEY_LIFE, 0.0),
+            "age": max(self.age / self.life, 0.0),
             "artifacts": self.artifacts / KEY_ARTIFACTS,
             "bytes": self.size_bytes / KEY_BYTES,
         }

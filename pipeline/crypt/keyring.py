@@ -24,6 +24,8 @@ import anyio
 import anyio.to_thread
 
 from pipeline.crypt import ringfile
+from pipeline.crypt.blind import BlindKey
+from pipeline.crypt.duty import KEY_LIFE
 from pipeline.crypt.gate import Call, Gates, RingState, is_refusal
 from pipeline.crypt.keycopies import Copy, KeyCopies, Use
 from pipeline.crypt.ringfile import RingFile, Wrapped
@@ -61,6 +63,7 @@ class KeyRing:
         cache: timedelta,
         seal_grace: timedelta,
         random: Callable[[], float],
+        life: timedelta = KEY_LIFE,
     ) -> None:
         self.files = RingFiles(
             files,
@@ -71,6 +74,7 @@ class KeyRing:
             context=context,
             current_arn=current_arn,
             previous_arn=previous_arn,
+            life=life,
         )
         self.service = service
         self._clock = clock
@@ -169,6 +173,15 @@ class KeyRing:
         """
         return ringfile.tag((await self._naming_copy()).name_key, "item", item_id)
 
+    async def blind_keys(self) -> list[BlindKey]:
+        """Give what makes keyed hashes: the first to write, all of them to look for, as with `tags`.
+
+        Raises:
+            KeyUnavailableError, KeyBusyError: as `active`.
+
+        """
+        return [BlindKey(name_key) for name_key in await self._name_keys()]
+
     def used(self, key_id: KeyId, artifacts: int, size_bytes: int) -> None:
         """Count what was sealed under a key: all that a scan found, and then each artifact."""
         self.files.used(key_id, artifacts, size_bytes)
@@ -202,6 +215,11 @@ class KeyRing:
     def unusable(self) -> Mapping[KeyId, str]:
         """The keys whose ring files are not used, and why."""
         return dict(self.files.unusable)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether any of its ring files can be used."""
+        return any(True for _ in self.files)
 
     def key_ids(self) -> list[KeyId]:
         """List the keys of the ring, usable or not."""

@@ -5,9 +5,10 @@ Asks KMS nothing and holds no plaintext key. Reading and writing block: callers 
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 
 from pipeline.crypt import ringfile
-from pipeline.crypt.duty import Duty
+from pipeline.crypt.duty import KEY_LIFE, Duty
 from pipeline.crypt.ringdirectory import RingDirectory
 from pipeline.crypt.ringfile import RingFile
 from pipeline.errors import KeyUnavailableError
@@ -29,6 +30,7 @@ class RingFiles:
         context: Mapping[str, str],
         current_arn: str,
         previous_arn: str | None,
+        life: timedelta = KEY_LIFE,
     ) -> None:
         self.instance_id = instance_id
         self.data_class = data_class
@@ -39,6 +41,7 @@ class RingFiles:
         self.unusable: dict[KeyId, str] = {}
         """Data keys whose files are not used, and why."""
         self._clock = clock
+        self._life = life
         self._directory = RingDirectory(files, directory)
         self._files: dict[KeyId, RingFile] = {}
         self._artifacts: Counter[KeyId] = Counter()
@@ -133,7 +136,8 @@ class RingFiles:
         file = self._files.get(key_id)
         if file is None or key_id in self._retired:
             return False
-        return not Duty(self._clock.now() - file.created_at, self._artifacts[key_id], self._bytes[key_id]).is_over
+        age = self._clock.now() - file.created_at
+        return not Duty(age, self._artifacts[key_id], self._bytes[key_id], self._life).is_over
 
 
 def _age(file: RingFile) -> tuple[object, ...]:

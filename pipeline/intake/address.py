@@ -1,6 +1,7 @@
-"""The address of an upload: what its URL path says. Pure.
+"""The address of an upload, or of a record: what its URL path says. Pure.
 
     /v1/instances/{instance}/contacts/{contact}/{voice|screen|chat}[/{name}][.{ext}]
+    /v1/instances/{instance}/records/{class}[/{id}]
 
 Split before it is unquoted, so that an escaped slash stays inside its segment. The extension is only for recorders
 that need one in their URL; what a recording is, its first bytes tell.
@@ -23,6 +24,37 @@ class Address:
     contact: str
     kind: Kind
     source_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordAddress:
+    """Where a record belongs; all records of a class if it has no id."""
+
+    instance_id: InstanceId
+    data_class: str
+    record_id: str | None
+
+    @property
+    def route(self) -> str:
+        """The address without what is anybody's."""
+        last = "" if self.record_id is None else "/{id}"
+        return "/v1/instances/{instance}/records/{class}" + last
+
+
+def parse_record_address(raw_path: bytes) -> RecordAddress | None:
+    """Read the path of a record, still percent-encoded; None if it names nothing that could exist."""
+    segments = raw_path.split(b"/")
+    if len(segments) not in {6, 7} or segments[:3] != [b"", b"v1", b"instances"] or segments[4] != b"records":
+        return None
+    texts = [_text(segment) for segment in (segments[3], *segments[5:])]
+    if not all(texts):
+        return None
+    instance, data_class, *last = [text or "" for text in texts]
+    try:
+        instance_id = InstanceId(UUID(instance))
+    except ValueError:
+        return None
+    return RecordAddress(instance_id, data_class, last[0] if last else None)
 
 
 def parse_address(raw_path: bytes) -> Address | None:

@@ -1,4 +1,4 @@
-"""The HTTP intake: `PUT` and `HEAD` of recordings, `POST` of events, and two health pages that anybody may read.
+"""The HTTP intake: `PUT` and `HEAD` of recordings, `POST` of events, records, and two health pages for anybody.
 
 Bodies are read from `receive` as they come and never spooled. 2xx is sent only when what it stands for is durable. A
 body that breaks off gets no answer: its artifact stays open, and `HEAD` tells where to go on.
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Protocol
 
-import anyio
 import msgspec
 from starlette.datastructures import Headers, QueryParams
 from starlette.responses import PlainTextResponse, Response
@@ -17,12 +16,14 @@ from starlette.types import Message, Receive, Scope, Send
 from pipeline.errors import PipelineError, StoppingError, WriterClosedError
 from pipeline.intake import problems
 from pipeline.intake.access import RateLimit, bearer, token_of
-from pipeline.intake.address import parse_address
-from pipeline.intake.claims import Claims, declared_length, read_claims
+from pipeline.intake.address import parse_address, parse_record_address
+from pipeline.intake.body import take_body
+from pipeline.intake.claims import Claims, read_claims
 from pipeline.intake.events import EventIntake, ForeignInstanceError
 from pipeline.intake.problems import Problem
 from pipeline.intake.reception import Reception, Source
 from pipeline.intake.recorder import Recorder, WrongOffsetError
+from pipeline.intake.records import RecordRoutes
 from pipeline.ports import Clock
 from pipeline.settings import HttpSettings
 from pipeline.tenants import Tenant, Tenants
@@ -57,6 +58,7 @@ class HttpIntake:
         tenants: Tenants,
         recorder: Recorder,
         events: EventIntake,
+        records: RecordRoutes,
         limits: RateLimit,
         clock: Clock,
         is_ready: Callable[[], bool],
@@ -66,6 +68,7 @@ class HttpIntake:
         self._tenants = tenants
         self._recorder = recorder
         self._events = events
+        self._records = records
         self._limits = limits
         self._clock = clock
         self._is_ready = is_ready
@@ -100,6 +103,11 @@ class HttpIntake:
         self._limits.take(tenant.instance.instance_id, tenant.instance.limits)
         if path == "/v1/events" and method == "POST":
             return await self._post_events(tenant, headers, receive)
+        record = parse_record_address(scope["raw_path"])
+        if record is not None:
+            if record.instance_id != tenant.instance.instance_id:
+                raise problems.not_found()
+            return await self._records.answer(tenant, record, scope, headers, receive)
         address = parse_address(scope["raw_path"])
         if address is None or address.instance_id != tenant.instance.instance_id:
             raise problems.not_found()
@@ -187,29 +195,15 @@ class HttpIntake:
     # --- events
 
     async def _post_events(self, tenant: Tenant, headers: Headers, receive: Receive) -> Response | None:
-        limit = self._settings.event_bytes
-        if (declared_length(headers) or 0) > limit:
-            raise problems.too_large(limit, "A body of events")
-        body: bytes | None = None
-        with anyio.move_on_after(self._settings.body_idle.total_seconds()) as deadline:
-            body = await _whole_body(receive, limit)
-        if deadline.cancelled_caught:
-            raise Problem(HTTPStatus.REQUEST_TIMEOUT, "slow", "The events did not arrive in time; none was taken.")
+        body = await take_body(
+            headers,
+            receive,
+            limit=self._settings.event_bytes,
+            patience=self._settings.body_idle,
+            what="A body of events",
+            late="The events did not arrive in time; none was taken.",
+        )
         if body is None:
             return None
         count = await self._events.take(tenant, body)
         return Response(msgspec.json.encode({"accepted": count}), HTTPStatus.ACCEPTED, media_type="application/json")
-
-
-async def _whole_body(receive: Receive, limit: int) -> bytes | None:
-    """Receive a small body; None if it broke off."""
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == _DISCONNECT:
-            return None
-        body += message.get("body", b"")
-        if len(body) > limit:
-            raise problems.too_large(limit, "A body of events")
-        if not message.get("more_body", False):
-            return bytes(body)

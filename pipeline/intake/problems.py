@@ -12,7 +12,10 @@ from starlette.responses import Response
 from pipeline.errors import (
     DeferError,
     HoldError,
+    NoSuchRecordError,
     PipelineError,
+    RecordChangedError,
+    RecordsDeniedError,
     RefuseError,
     StoppingError,
     StoreFullError,
@@ -30,6 +33,7 @@ class Problem(Exception):  # noqa: N818  # it is an answer
         detail: str,
         field: str | None = None,
         headers: Mapping[str, str] | None = None,
+        code: str | None = None,
     ) -> None:
         super().__init__(reason)
         self.status = status
@@ -37,6 +41,7 @@ class Problem(Exception):  # noqa: N818  # it is an answer
         self.detail = detail
         self.field = field
         self.headers = dict(headers or {})
+        self.code = code
 
     def response(self) -> Response:
         """Make the answer. The connection is closed, since part of the request's body may still be on its way."""
@@ -49,6 +54,8 @@ class Problem(Exception):  # noqa: N818  # it is an answer
         }
         if self.field is not None:
             document["field"] = self.field
+        if self.code is not None:
+            document["code"] = self.code
         return Response(
             msgspec.json.encode(document),
             self.status.value,
@@ -77,13 +84,15 @@ def too_large(limit: int, what: str) -> Problem:
     return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-large", f"{what} may have at most {limit} bytes.")
 
 
-def of(error: PipelineError) -> Problem:
+def of(error: PipelineError) -> Problem:  # noqa: PLR0911 - a table
     """Translate one of our errors."""
     match error:
         case StoreFullError():
             return Problem(HTTPStatus.INSUFFICIENT_STORAGE, error.reason, str(error), headers={"Retry-After": "30"})
         case StoppingError() | VolumeFailedError():
             return _unavailable(error, 5)
+        case RecordsDeniedError() | NoSuchRecordError() | RecordChangedError():
+            return _of_records(error)
         case HoldError():
             return _unavailable(error, 30, str(error.code))
         case DeferError():
@@ -92,6 +101,14 @@ def of(error: PipelineError) -> Problem:
             return Problem(HTTPStatus.BAD_REQUEST, error.reason, str(error), error.field)
         case _:
             return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, error.reason, str(error))
+
+
+def _of_records(error: RecordsDeniedError | NoSuchRecordError | RecordChangedError) -> Problem:
+    if isinstance(error, RecordsDeniedError):
+        return Problem(HTTPStatus.FORBIDDEN, error.reason, str(error), code=str(error.code))
+    if isinstance(error, NoSuchRecordError):
+        return not_found(error.field)
+    return Problem(HTTPStatus.PRECONDITION_FAILED, error.reason, str(error))
 
 
 def _unavailable(error: PipelineError, retry_after_s: int, reason: str | None = None) -> Problem:

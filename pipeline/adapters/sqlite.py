@@ -1,0 +1,269 @@
+"""Rows in one SQLite file: `RecordEngine`. Ciphertext and keyed hashes only; nothing here could open them.
+
+WAL with `synchronous=FULL`: a commit is on the disk before it is acknowledged. `secure_delete` overwrites what is
+removed. Writers share transactions: whoever finds the file busy is taken along by the next one. Reads have a
+connection of their own and wait for no writer.
+"""
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import anyio
+import anyio.to_thread
+
+from pipeline.errors import HaltError, PipelineError, StoreFullError, StoreIoError
+from pipeline.ids import KeyId
+from pipeline.records.rows import Row, RowChange, RowConflictError
+
+VERSION = 1
+_LARGEST_GROUP = 256
+"""Transactions of callers in one of ours."""
+_TAGS = 500
+"""Tags in one question; SQLite takes some 32,000 variables."""
+_PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "secure_delete=ON",
+    "foreign_keys=ON",
+    "temp_store=MEMORY",
+    "trusted_schema=OFF",
+    "cell_size_check=ON",
+    "journal_size_limit=67108864",
+)
+_SCHEMA = """
+CREATE TABLE record (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    shelf BLOB NOT NULL,
+    tag BLOB NOT NULL,
+    version INTEGER NOT NULL,
+    key_id BLOB NOT NULL,
+    expires INTEGER,
+    part TEXT NOT NULL,
+    sealed BLOB NOT NULL,
+    UNIQUE (shelf, tag)
+) STRICT;
+CREATE INDEX record_order ON record (shelf, number);
+CREATE INDEX record_key ON record (shelf, key_id);
+CREATE INDEX record_expiry ON record (expires) WHERE expires IS NOT NULL;
+CREATE TABLE blind (
+    shelf BLOB NOT NULL,
+    name TEXT NOT NULL,
+    digest BLOB NOT NULL,
+    record INTEGER NOT NULL REFERENCES record (number) ON DELETE CASCADE,
+    PRIMARY KEY (shelf, name, digest, record)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX blind_record ON blind (record);
+"""
+_COLUMNS = "shelf, tag, version, key_id, sealed, expires, part, number"
+_BY_TAG = f"SELECT {_COLUMNS} FROM record WHERE shelf = ? AND tag IN (%s)"  # noqa: S608 - constants
+_BY_BLIND = f"""SELECT DISTINCT {", ".join(f"record.{name.strip()}" for name in _COLUMNS.split(","))}
+    FROM blind JOIN record ON record.number = blind.record
+    WHERE blind.shelf = ? AND (%s) ORDER BY record.number LIMIT ?"""  # noqa: S608
+_PAGE = f"SELECT {_COLUMNS} FROM record WHERE shelf = ? AND number > ? ORDER BY number LIMIT ?"  # noqa: S608
+_INSERT = "INSERT INTO record (shelf, tag, version, key_id, expires, part, sealed) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_UPDATE = "UPDATE record SET version = ?, key_id = ?, expires = ?, part = ?, sealed = ? WHERE number = ?"
+
+
+@dataclass(slots=True)
+class _Pending:
+    """One caller's transaction."""
+
+    changes: Sequence[RowChange]
+    done: bool = False
+    error: Exception | None = None
+
+
+class SqliteEngine:
+    """One file, two connections: one that writes, one that reads."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._queue: list[_Pending] = []
+        self._turn = anyio.Lock()
+        self._writes = anyio.CapacityLimiter(1)
+        self._reads = anyio.CapacityLimiter(1)
+        self._writer = _connected(path)
+        try:
+            _prepare(self._writer)
+            self._reader = _connected(path)
+        except BaseException:
+            self._writer.close()
+            raise
+        self._reader.execute("PRAGMA query_only = ON")
+
+    def close(self) -> None:
+        """Close both connections; what was acknowledged is durable."""
+        self._reader.close()
+        with contextlib.suppress(sqlite3.Error):  # the last one folds the log into the file; the next start may do it
+            self._writer.close()
+
+    # --- the port
+
+    async def write(self, changes: Sequence[RowChange]) -> None:
+        pending = _Pending(changes)
+        self._queue.append(pending)
+        try:
+            async with self._turn:
+                if not pending.done:
+                    group, self._queue = self._queue[:_LARGEST_GROUP], self._queue[_LARGEST_GROUP:]
+                    with anyio.CancelScope(shield=True):
+                        await anyio.to_thread.run_sync(self._commit, group, limiter=self._writes)
+        finally:
+            if pending in self._queue:
+                self._queue.remove(pending)  # nobody waits for it any more
+        if pending.error is not None:
+            raise pending.error
+
+    async def rows(self, shelf: bytes, tags: Sequence[bytes]) -> list[Row]:
+        found: list[Row] = []
+        for start in range(0, len(tags), _TAGS):
+            some = tags[start : start + _TAGS]
+            found += await self._read(_BY_TAG % ", ".join("?" * len(some)), (shelf, *some))
+        return found
+
+    async def found(self, shelf: bytes, digests: Sequence[tuple[str, bytes]], limit: int) -> list[Row]:
+        if not digests:
+            return []
+        wanted = " OR ".join(["(blind.name = ? AND blind.digest = ?)"] * len(digests))
+        return await self._read(_BY_BLIND % wanted, (shelf, *(each for pair in digests for each in pair), limit))
+
+    async def page(self, shelf: bytes, after: int, limit: int) -> list[Row]:
+        return await self._read(_PAGE, (shelf, after, limit))
+
+    # --- inside
+
+    async def _read(self, query: str, values: Sequence[object]) -> list[Row]:
+        def read() -> list[Row]:
+            rows: list[Row] = []
+            with translated():
+                rows += [_row(each) for each in self._reader.execute(query, values)]
+            return rows
+
+        return await anyio.to_thread.run_sync(read, limiter=self._reads)
+
+    def _commit(self, group: list[_Pending]) -> None:
+        """Carry out a group in one transaction; who conflicts takes no other with it."""
+        try:
+            with translated(), _transaction(self._writer):
+                for pending in group:
+                    try:
+                        with _savepoint(self._writer):
+                            for change in pending.changes:
+                                _apply(self._writer, change)
+                    except RowConflictError as error:
+                        pending.error = error
+        except PipelineError as error:
+            for pending in group:
+                pending.error = pending.error or error
+        finally:
+            for pending in group:
+                pending.done = True
+
+
+def _apply(writer: sqlite3.Connection, change: RowChange) -> None:
+    query = "SELECT number, version FROM record WHERE shelf = ? AND tag = ?"
+    number, version = writer.execute(query, (change.shelf, change.tag)).fetchone() or (None, 0)
+    if version != change.expected:
+        raise RowConflictError
+    row = change.row
+    if row is None:
+        writer.execute("DELETE FROM record WHERE number = ?", (number,))
+        return
+    if number is None:
+        values = (row.shelf, row.tag, row.version, row.key_id.bytes, row.expires, row.part, row.sealed)
+        number = writer.execute(_INSERT, values).lastrowid
+    else:
+        writer.execute(_UPDATE, (row.version, row.key_id.bytes, row.expires, row.part, row.sealed, number))
+        writer.execute("DELETE FROM blind WHERE record = ?", (number,))
+    writer.executemany(
+        "INSERT OR IGNORE INTO blind (shelf, name, digest, record) VALUES (?, ?, ?, ?)",
+        [(row.shelf, name, digest, number) for name, digest in change.blinds],
+    )
+
+
+def _row(values: Sequence[object]) -> Row:
+    shelf, tag, version, key_id, sealed, expires, part, number = values
+    return Row(shelf, tag, version, KeyId(UUID(bytes=key_id)), sealed, expires, part, number)  # type: ignore[arg-type]
+
+
+# --- SQLite
+
+
+def _connected(path: str) -> sqlite3.Connection:
+    """Open the file, making it readable by its owner only.
+
+    Raises:
+        HaltError: it can't be used.
+
+    """
+    try:
+        Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+        for pragma in _PRAGMAS:
+            connection.execute(f"PRAGMA {pragma}")
+    except (OSError, sqlite3.Error) as error:
+        raise HaltError(
+            f"{path} can't be used ({type(error).__name__}). Restore it from a backup, or mend it"
+        ) from error
+    return connection
+
+
+def _prepare(writer: sqlite3.Connection) -> None:
+    """Make the tables in a new file. Raises `HaltError` for one of another version."""
+    try:
+        (version,) = writer.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            with _transaction(writer):
+                for statement in _SCHEMA.split(";")[:-1]:
+                    writer.execute(statement)
+                writer.execute(f"PRAGMA user_version = {VERSION}")
+        elif version != VERSION:
+            raise HaltError(
+                f"the records are of version {version}, and this program knows {VERSION}; nothing was changed"
+            )
+    except sqlite3.Error as error:
+        raise HaltError(f"the records can't be used ({type(error).__name__}). Restore them from a backup") from error
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+@contextlib.contextmanager
+def _savepoint(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("SAVEPOINT one")
+    try:
+        yield
+    except RowConflictError:
+        connection.execute("ROLLBACK TO one")
+        raise
+    finally:
+        if connection.in_transaction:
+            connection.execute("RELEASE one")
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Let only our own errors out."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        name = getattr(error, "sqlite_errorname", type(error).__name__)
+        if name == "SQLITE_FULL":
+            raise StoreFullError("there is no room for more records; nothing of this was kept") from error
+        raise StoreIoError(f"the records can't be read or written ({name}); nothing of this was kept") from error

@@ -1,0 +1,280 @@
+"""The record store: put, get, delete, list and find, for every class alike.
+
+Sealed before they reach the engine, opened after they leave it; what the class's row asks for is in the audit trail
+before a change counts and before plaintext is given out. A put is acknowledged when it is durable.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import structlog
+
+from pipeline.crypt.blind import BlindKey
+from pipeline.crypt.segments import DataKey
+from pipeline.errors import RecordChangedError, RefuseError, SegmentForgedError
+from pipeline.ids import InstanceId, KeyId
+from pipeline.instances import Instance
+from pipeline.interim.commit import Commit, GroupCommit
+from pipeline.interim.logs import LogLine
+from pipeline.ports import Clock
+from pipeline.records import finding, sealing
+from pipeline.records.policy import Audit, Field
+from pipeline.records.retention import expiry
+from pipeline.records.rows import RecordEngine, Row, RowChange, RowConflictError
+from pipeline.records.sealing import BODY_LIMIT, ID_LIMIT, Record
+from pipeline.records.shelves import Shelf
+from pipeline.trail import Trail
+
+log = structlog.get_logger()
+
+PAGE = 1000
+"""Most records of one list."""
+_ATTEMPTS = 8
+"""To put a record that others put at the same time."""
+
+CheckRoom = Callable[[InstanceId, int], None]
+"""Refuse what there is no room for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draft:
+    """A record to be put."""
+
+    id: str
+    body: bytes
+    content_type: str = "application/json"
+    part: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What has to be there for a change to be made."""
+
+    version: int | None = None
+    """This version; 0: nothing."""
+    present: bool = False
+    """Any version."""
+
+    def check(self, version: int) -> None:
+        """Compare with what is there; 0 is nothing.
+
+        Raises:
+            RecordChangedError: it is something else.
+
+        """
+        if self.version not in {None, version} or (self.present and version == 0):
+            raise RecordChangedError("the record is not at the version that was named; nothing was changed")
+
+    @property
+    def is_none(self) -> bool:
+        """Whether there is none."""
+        return self.version is None and not self.present
+
+
+ALWAYS = Condition()
+
+
+class RecordStore:
+    """Every record of every class."""
+
+    def __init__(
+        self, engine: RecordEngine, commits: GroupCommit, trail: Trail, clock: Clock, check_room: CheckRoom
+    ) -> None:
+        self._engine = engine
+        self._commits = commits
+        self._trail = trail
+        self._clock = clock
+        self._check_room = check_room
+
+    async def put(self, caller: Instance, shelf: Shelf, draft: Draft, condition: Condition = ALWAYS) -> int:
+        """Put one record; give its version when it is durable, 1 for a new one.
+
+        Raises:
+            RecordChangedError: the condition does not hold.
+            RefuseError, DeferError: as `put_all`.
+
+        """
+        return (await self.put_all(caller, shelf, [draft], condition))[0]
+
+    async def put_all(
+        self, caller: Instance, shelf: Shelf, drafts: Sequence[Draft], condition: Condition = ALWAYS
+    ) -> list[int]:
+        """Put records of one shelf, all or none; give their versions when all are durable.
+
+        Raises:
+            RefuseError: one of them can't be a record of this class.
+            DeferError: put them again.
+
+        """
+        for number, draft in enumerate(drafts):
+            _check(draft, shelf, f"[{number}]" if len(drafts) > 1 else "")
+        self._check_room(caller.instance_id, sum(len(draft.body) for draft in drafts))
+        for _ in range(_ATTEMPTS):
+            changes = await self._changes(shelf, drafts, condition)
+            await self._tell_changes(caller, shelf, "RecordPut", changes)
+            try:
+                await self._engine.write(changes)
+            except RowConflictError:
+                continue  # somebody else was quicker: seal for the version that is there now
+            return [change.row.version for change in changes if change.row is not None]
+        raise RecordChangedError("others change the record all the time; nothing was changed")
+
+    async def get(self, caller: Instance, shelf: Shelf, record_id: str) -> Record | None:
+        """Give one record.
+
+        Raises:
+            SegmentForgedError: it is not what was sealed.
+            DeferError: ask again.
+
+        """
+        blind = await shelf.blind()
+        rows = await self._engine.rows(shelf.scope.shelf, [sealing.tag_of(key, record_id) for key in blind])
+        return next(iter(await self._opened(caller, shelf, blind, rows[:1])), None)
+
+    async def delete(self, caller: Instance, shelf: Shelf, record_id: str, condition: Condition = ALWAYS) -> bool:
+        """Remove one record, durably, with its index entries; tell whether there was one. Raises as `put`."""
+        blind = await shelf.blind()
+        for _ in range(_ATTEMPTS):
+            rows = await self._engine.rows(shelf.scope.shelf, [sealing.tag_of(key, record_id) for key in blind])
+            condition.check(rows[0].version if rows else 0)
+            if not rows:
+                return False
+            changes = [RowChange(row.shelf, row.tag, row.version, None) for row in rows]
+            await self._tell_changes(caller, shelf, "RecordDeleted", changes)
+            try:
+                await self._engine.write(changes)
+            except RowConflictError:
+                continue
+            return True
+        raise RecordChangedError("others change the record all the time; nothing was changed")
+
+    async def page(self, caller: Instance, shelf: Shelf, after: int = 0, limit: int = PAGE) -> tuple[list[Record], int]:
+        """List records in the order in which they came to be; give where to go on, 0 at the end. Raises as `get`."""
+        rows = await self._engine.page(shelf.scope.shelf, after, limit)
+        blind = await shelf.blind() if rows else []
+        return await self._opened(caller, shelf, blind, rows), rows[-1].number if len(rows) == limit else 0
+
+    async def find(self, caller: Instance, shelf: Shelf, index: str, value: str, limit: int = PAGE) -> list[Record]:
+        """Find records by a blind index.
+
+        Raises:
+            RefuseError: the class has no such index.
+            SegmentForgedError, DeferError: as `get`.
+
+        """
+        policy = shelf.scope.policy
+        field = policy.field(index)
+        if field is None:
+            raise RefuseError("this class has no such index; see `pipeline classes show`", field="index")
+        wanted = finding.normal(field.normal, value)
+        blind = await shelf.blind()
+        digests = [(index, key.digest(f"index/{index}", wanted)) for key in blind]
+        rows = await self._engine.found(shelf.scope.shelf, digests, limit)
+        records = await self._opened(caller, shelf, blind, rows)
+        # An index entry may be anybody's who can write to the file: what a record says itself decides.
+        return [record for record in records if (field, wanted) in _entries(shelf, record)]
+
+    # --- inside
+
+    async def _changes(self, shelf: Shelf, drafts: Sequence[Draft], condition: Condition) -> list[RowChange]:
+        blind, key = await shelf.blind(), await shelf.active()
+        tags = [[sealing.tag_of(each, draft.id) for each in blind] for draft in drafts]
+        rows = await self._engine.rows(shelf.scope.shelf, [tag for known in tags for tag in known])
+        there = {row.tag: row.version for row in rows}
+        now = self._clock.now()
+        changes = []
+        for draft, known in zip(drafts, tags, strict=True):
+            tag = next((each for each in known if each in there), known[0])
+            version = there.get(tag, 0)
+            condition.check(version)
+            changes.append(_change(shelf, draft, key, blind[0], tag, version, now))
+            there[tag] = version + 1
+        return changes
+
+    async def _opened(
+        self, caller: Instance, shelf: Shelf, blind: Sequence[BlindKey], rows: Sequence[Row]
+    ) -> list[Record]:
+        """Open rows, and have that in the audit trail before any of it is given out."""
+        keys: dict[KeyId, DataKey] = {}
+        records = []
+        for row in rows:
+            if row.key_id not in keys:
+                keys[row.key_id] = await shelf.opening(row.key_id)
+            try:
+                records.append(sealing.open_record(keys[row.key_id], blind, shelf.scope, row))
+            except SegmentForgedError:
+                log.error("record.forged", data_class=shelf.scope.policy.data_class, record=row.tag.hex())  # noqa: TRY400
+                raise
+        if records and Audit.OPENINGS in shelf.scope.policy.audit:
+            await self._tell(
+                self._line(caller, shelf, "RecordOpened", record=row.tag.hex(), version=row.version) for row in rows
+            )
+        return records
+
+    async def _tell_changes(self, caller: Instance, shelf: Shelf, verb: str, changes: Sequence[RowChange]) -> None:
+        audit = shelf.scope.policy.audit
+        if Audit.CHANGES in audit:
+            await self._tell(
+                self._line(
+                    caller,
+                    shelf,
+                    verb,
+                    record=change.tag.hex(),
+                    version=change.expected + 1 if change.row is not None else change.expected,
+                )
+                for change in changes
+            )
+        elif Audit.COUNTS in audit:
+            await self._tell([self._line(caller, shelf, f"{verb}s", count=len(changes))])
+
+    async def _tell(self, lines: Iterable[LogLine]) -> None:
+        await self._commits.commit(Commit(lines=tuple(lines)))
+
+    def _line(self, caller: Instance, shelf: Shelf, verb: str, **details: Any) -> LogLine:
+        scope = shelf.scope
+        return self._trail.changed(
+            caller.instance_id, verb, dataClass=scope.policy.data_class, scope=scope.name, **details
+        )
+
+
+def _check(draft: Draft, shelf: Shelf, path: str) -> None:
+    if not 0 < len(draft.id) <= ID_LIMIT or not draft.id.isprintable():
+        raise RefuseError(f"1 to {ID_LIMIT} printable characters", field=f"{path}.id".lstrip("."))
+    if len(draft.body) > BODY_LIMIT:
+        raise RefuseError(f"a record may have at most {BODY_LIMIT} bytes", field=f"{path}.data".lstrip("."))
+    if finding.is_json(draft.content_type) and finding.members(draft.content_type, draft.body) is None:
+        raise RefuseError("must be a JSON object", field=f"{path}.data".lstrip("."))
+    shelf.scope.policy.part(draft.part)
+
+
+def _change(
+    shelf: Shelf, draft: Draft, key: DataKey, blind: BlindKey, tag: bytes, version: int, now: datetime
+) -> RowChange:
+    """Seal a draft as the next version of its record."""
+    scope, found = shelf.scope, finding.members(draft.content_type, draft.body)
+    part = scope.policy.part(draft.part)
+    record = Record(draft.id, draft.body, draft.content_type, version + 1, now, draft.part or "")
+    expires = expiry(shelf.place, part, found, now)
+    row = Row(
+        shelf=scope.shelf,
+        tag=tag,
+        version=version + 1,
+        key_id=key.key_id,
+        sealed=sealing.seal(key, scope, tag, record),
+        expires=None if expires is None else int(expires.timestamp()),
+        part=record.part,
+    )
+    return RowChange(scope.shelf, tag, version, row, _blinds(shelf, blind, found))
+
+
+def _blinds(shelf: Shelf, blind: BlindKey, found: Mapping[str, Any] | None) -> list[tuple[str, bytes]]:
+    return [
+        (field.name, blind.digest(f"index/{field.name}", value))
+        for field, value in finding.entries(shelf.scope.policy, found)
+    ]
+
+
+def _entries(shelf: Shelf, record: Record) -> list[tuple[Field, str]]:
+    return finding.entries(shelf.scope.policy, finding.members(record.content_type, record.body))

@@ -1,0 +1,191 @@
+"""What `RecordEngine` promises, on SQLite: atomic, conditional, durable, and nothing left of what was removed."""
+
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from uuid import UUID
+
+import anyio
+import pytest
+
+from pipeline.adapters.sqlite import SqliteEngine
+from pipeline.errors import HaltError, StoreFullError, StoreIoError
+from pipeline.ids import KeyId
+from pipeline.records.rows import Row, RowChange, RowConflictError
+
+SHELF, OTHER = b"s" * 16, b"o" * 16
+KEY = KeyId(UUID(int=7))
+
+
+def tag(name: str) -> bytes:
+    return name.encode().ljust(16, b".")
+
+
+def row(name: str, version: int = 1, sealed: bytes = b"sealed", shelf: bytes = SHELF) -> Row:
+    return Row(shelf, tag(name), version, KEY, sealed, expires=99)
+
+
+def put(
+    name: str, expected: int = 0, sealed: bytes = b"sealed", shelf: bytes = SHELF, blinds: tuple[str, ...] = ()
+) -> RowChange:
+    entries = [("number", each.encode().ljust(16)) for each in blinds]
+    return RowChange(shelf, tag(name), expected, row(name, expected + 1, sealed, shelf), entries)
+
+
+def number(value: str) -> list[tuple[str, bytes]]:
+    return [("number", value.encode().ljust(16))]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return f"{tmp_path}/records/records.db"
+
+
+async def test_a_row_is_there_until_it_is_removed(path: str) -> None:
+    engine = SqliteEngine(path)
+    await engine.write([put("a", blinds=("1", "2")), put("b", blinds=("1",)), put("a", shelf=OTHER)])
+    assert [each.sealed for each in await engine.rows(SHELF, [tag("a"), tag("x")])] == [b"sealed"]
+    assert [each.tag for each in await engine.found(SHELF, number("1"), 10)] == [tag("a"), tag("b")]
+    assert len(await engine.found(SHELF, number("1") + number("2"), 10)) == 2
+    assert await engine.found(OTHER, number("1"), 10) == await engine.found(SHELF, [], 10) == []
+    await engine.write([put("a", 1, b"again", blinds=("3",))])
+    assert [each.version for each in await engine.found(SHELF, number("3"), 10)] == [2]
+    assert [each.tag for each in await engine.found(SHELF, number("1"), 10)] == [tag("b")]
+    page = await engine.page(SHELF, 0, 1)
+    assert [each.tag for each in page] == [tag("a")]
+    assert [each.tag for each in await engine.page(SHELF, page[0].number, 9)] == [tag("b")]
+    await engine.write([RowChange(SHELF, tag("a"), 2, None)])
+    assert await engine.rows(SHELF, [tag("a")]) == await engine.found(SHELF, number("3"), 10) == []
+    assert len(await engine.rows(OTHER, [tag("a")])) == 1
+    engine.close()
+
+
+@pytest.mark.parametrize("wrong", [put("a"), put("a", 2), put("new", 1), RowChange(SHELF, tag("a"), 7, None)])
+async def test_who_expects_another_version_changes_nothing(wrong: RowChange, path: str) -> None:
+    engine = SqliteEngine(path)
+    await engine.write([put("a")])
+    with pytest.raises(RowConflictError):
+        await engine.write([put("b"), wrong])
+    assert [each.tag for each in await engine.page(SHELF, 0, 9)] == [tag("a")]
+    engine.close()
+
+
+async def test_who_conflicts_takes_no_other_with_it_and_many_share_a_commit(path: str) -> None:
+    engine = SqliteEngine(path)
+    commits: list[str] = []
+    engine._writer.set_trace_callback(lambda text: commits.append(text) if text == "COMMIT" else None)
+    failed: list[int] = []
+
+    async def write(each: int) -> None:
+        try:
+            await engine.write([put(f"{each % 40}")])
+        except RowConflictError:
+            failed.append(each)
+
+    async with anyio.create_task_group() as group:
+        for each in range(80):
+            group.start_soon(write, each)
+    assert len(await engine.page(SHELF, 0, 99)) == len(failed) == 40
+    assert len(commits) <= 4
+    engine.close()
+
+
+async def test_a_writer_that_goes_away_leaves_nothing_half_done(path: str) -> None:
+    engine = SqliteEngine(path)
+    async with anyio.create_task_group() as group:
+        group.start_soon(engine.write, [put("a")])
+        group.start_soon(engine.write, [put("b")])
+        await anyio.lowlevel.checkpoint()
+        group.cancel_scope.cancel()
+    assert engine._queue == []
+    await engine.write([put("c")])
+    assert tag("c") in {each.tag for each in await engine.page(SHELF, 0, 9)}
+    engine.close()
+
+
+async def test_what_is_removed_or_replaced_leaves_no_trace(path: str) -> None:
+    engine = SqliteEngine(path)
+    gone = [os.urandom(24).hex().encode() for _ in range(2)]
+    await engine.write([put("a", sealed=gone[0] * 200, blinds=("1",)), put("b", sealed=gone[1] * 200)])
+    await engine.write([put("a", 1), RowChange(SHELF, tag("b"), 1, None)])
+    engine.close()
+    left = b"".join(each.read_bytes() for each in Path(path).parent.iterdir())
+    assert [each for each in gone if each in left] == []
+
+
+async def test_files_are_their_owners_only(path: str) -> None:
+    engine = SqliteEngine(path)
+    await engine.write([put("a")])
+    folder = Path(path).parent
+    assert {each.name for each in folder.iterdir()} >= {"records.db", "records.db-wal"}
+    assert {each.stat().st_mode & 0o777 for each in folder.iterdir()} == {0o600}
+    assert folder.stat().st_mode & 0o777 == 0o700
+    engine.close()
+
+
+def test_another_version_or_another_file_stops_the_start_and_nothing_is_changed(path: str) -> None:
+    SqliteEngine(path).close()
+    with sqlite3.connect(path) as other:
+        other.execute("PRAGMA user_version = 9")
+    with pytest.raises(HaltError, match="version 9"):
+        SqliteEngine(path)
+    Path(path).write_bytes(b"no database at all" * 1000)
+    with pytest.raises(HaltError):
+        SqliteEngine(path)
+    assert Path(path).read_bytes() == b"no database at all" * 1000
+
+
+async def test_a_full_or_damaged_file_is_told_as_ours(path: str) -> None:
+    engine = SqliteEngine(path)
+    await engine.write([put("a")])
+    engine._writer.execute("PRAGMA max_page_count = 1")
+    with pytest.raises(StoreFullError):
+        await engine.write([put(f"{each}", sealed=os.urandom(4096)) for each in range(50)])
+    assert [each.tag for each in await engine.page(SHELF, 0, 99)] == [tag("a")]
+    engine.close()
+    content = bytearray(Path(path).read_bytes())
+    content[4096:] = os.urandom(len(content) - 4096)
+    Path(path).write_bytes(content)
+    engine = SqliteEngine(path)
+    with pytest.raises(StoreIoError):
+        await engine.page(SHELF, 0, 99)
+    engine.close()
+
+
+WRITER = """
+import sys, anyio
+sys.path.insert(0, ".")
+from tests.contract.test_record_engine import put
+from pipeline.adapters.sqlite import SqliteEngine
+async def main():
+    engine = SqliteEngine(sys.argv[1])
+    for number in range(100_000):
+        await engine.write([put(f"r{number}", sealed=b"x" * 2000), put(f"twin{number}")])
+        print(number, flush=True)
+anyio.run(main)
+"""
+
+
+async def test_a_killed_process_has_lost_nothing_that_it_acknowledged(path: str) -> None:
+    """What was printed is there; of what was not, both halves or neither."""
+    child = subprocess.Popen([sys.executable, "-c", WRITER, path], stdout=subprocess.PIPE)  # noqa: ASYNC220
+    assert child.stdout is not None
+    acknowledged = 0
+    for line in child.stdout:
+        acknowledged = int(line) + 1
+        if acknowledged == 60:
+            child.kill()
+            break
+    acknowledged += len(re.findall(rb"[0-9]+\n", child.stdout.read()))
+    child.wait()
+    child.stdout.close()
+    engine = SqliteEngine(path)
+    names = {each.tag.rstrip(b".").decode() for each in await engine.page(SHELF, 0, 100_000)}
+    assert {f"r{number}" for number in range(acknowledged)} <= names
+    assert {name.replace("r", "twin", 1) for name in names if name.startswith("r")} == {
+        name for name in names if name.startswith("twin")
+    }
+    engine.close()

@@ -1,0 +1,118 @@
+"""A record store over a node of `store_fixture`, with every class configured for both instances. For tests only."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from pipeline.adapters.sqlite import SqliteEngine
+from pipeline.crypt.duty import KEY_LIFE
+from pipeline.crypt.keyring import KeyRing
+from pipeline.ids import InstanceId
+from pipeline.instances import Instance
+from pipeline.ports import FileSystem
+from pipeline.records.classes import POLICIES
+from pipeline.records.policy import FromConfig, KeyMode, ScopeKind
+from pipeline.records.scopes import Placed, ScopeConfig
+from pipeline.records.shelves import RingKeys, ServiceKey, Shelf, Shelves
+from pipeline.records.store import RecordStore
+from tests.store_fixture import Node, World
+from tests.unit.keyring_fakes import ARN, CACHE, OLD_ARN
+
+SERVICE_ARN = OLD_ARN
+"""The operator's KMS key; the instances' own is `ARN`."""
+KEPT = [row.data_class for row in POLICIES.values() if row.kept]
+"""Classes of the record store."""
+ACCOUNT = "111122223333"
+
+
+def arn_of(data_class: str, instance_id: InstanceId, account: str = ACCOUNT) -> str:
+    """Name a domain or resource of an instance's own."""
+    return f"arn:aws:{data_class.replace('_', '-')}:eu-central-1:{account}:domain/{instance_id}"
+
+
+def configs(
+    instance_id: InstanceId, *, customer: str | None = ARN, account: str = ACCOUNT, days: int = 366
+) -> tuple[ScopeConfig, ...]:
+    """Configure each class for an instance; with a customer's key where there may be one."""
+    found = []
+    for row in POLICIES.values():
+        if row.configured_as or row.data_class.startswith("recordings_"):
+            continue
+        named = row.key_scope in {ScopeKind.DOMAIN, ScopeKind.RESOURCE, ScopeKind.OBJECT_TYPE}
+        of_type = row.key_scope is ScopeKind.OBJECT_TYPE
+        found.append(
+            ScopeConfig(
+                data_class=row.data_class,
+                arn=arn_of("profiles_domain" if of_type else row.data_class, instance_id, account) if named else None,
+                object_type="CTR" if of_type else None,
+                kms_key_arn=customer if row.key_mode is not KeyMode.OWNED else None,
+                expiration_days=days if isinstance(row.retention, FromConfig) else None,
+            )
+        )
+    return tuple(found)
+
+
+def with_records(instance: Instance, **options: str | None) -> Instance:
+    """Configure every class for an instance."""
+    return replace(instance, records=configs(instance.instance_id, account=instance.account_id, **options))  # type: ignore[arg-type]
+
+
+@dataclass(kw_only=True)
+class Records:
+    """One run of the record store."""
+
+    shelves: Shelves
+    engine: SqliteEngine
+    store: RecordStore
+    process: Node
+
+    def shelf(self, data_class: str, instance_id: InstanceId) -> Shelf:
+        return self.shelves.get(instance_id, data_class)
+
+    def caller(self, instance_id: InstanceId) -> Instance:
+        return self.process.world.instances[instance_id]
+
+    def configure(self, **instances: Instance) -> None:
+        """Serve with another configuration."""
+        for instance in instances.values():
+            self.process.world.instances[instance.instance_id] = instance
+        self.shelves.adopt(self.process.world.instances.values(), ServiceKey(SERVICE_ARN))
+
+
+@asynccontextmanager
+async def records_over(process: Node) -> AsyncIterator[Records]:
+    """Open the record store of a node; its instances get every class unless they name some themselves."""
+    world = process.world
+    world.instances = {
+        each: instance if instance.records else with_records(instance) for each, instance in world.instances.items()
+    }
+    shelves = Shelves(lambda _, place, keys: ring(world, place, keys, process.volume.files))
+    engine = SqliteEngine(f"{world.root}/records/records.db")
+    try:
+        store = RecordStore(engine, process.commits, process.trail, world.clock, process.store.room.check)
+        records = Records(shelves=shelves, engine=engine, store=store, process=process)
+        records.configure()
+        yield records
+    finally:
+        engine.close()
+
+
+def ring(world: World, place: Placed, keys: RingKeys, files: FileSystem) -> KeyRing:
+    """Make a shelf's ring, as the node does."""
+    scope = place.scope
+    return KeyRing(
+        instance_id=scope.owner,
+        data_class=scope.policy.data_class,
+        context=scope.context,
+        current_arn=keys.current,
+        previous_arn=keys.previous,
+        directory=f"{world.root}/{scope.directory}",
+        files=files,
+        service=world.kms,
+        clock=world.clock,
+        cache=CACHE,
+        seal_grace=timedelta(0),
+        random=lambda: 0.5,
+        life=scope.policy.data_key_life or KEY_LIFE,
+    )
