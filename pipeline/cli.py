@@ -22,6 +22,7 @@ from pipeline.commands import (
     policy,
     put,
     records,
+    records_key,
     restore,
     screen,
     serve,
@@ -132,6 +133,7 @@ record_commands.command("ls", epilog=records.EXAMPLES["ls"])(records.ls)
 record_commands.command("search", epilog=records.EXAMPLES["search"])(records.search)
 record_commands.command("delete", epilog=records.EXAMPLES["delete"])(records.delete)
 record_commands.command("import", epilog=records.EXAMPLES["import"])(records.import_records)
+record_commands.command("change-key", epilog=records_key.EXAMPLE)(records_key.change_key)
 app.add_typer(poisons, name="poison")
 poisons.command("list", epilog=poison.EXAMPLES["list"])(poison.list_poison)
 poisons.command("requeue", epilog=poison.EXAMPLES["requeue"])(poison.requeue)

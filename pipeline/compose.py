@@ -48,6 +48,8 @@ from pipeline.node import Clients, Node
 from pipeline.ports import EventQueue, EventSink
 from pipeline.process import harden, settle
 from pipeline.receipts import ReceiptFolder
+from pipeline.records.keychange import VERB as RECORD_KEYS
+from pipeline.records.keychange import RecordKeyChangeJob
 from pipeline.records.rows import RecordEngine
 from pipeline.records.store import RecordStore
 from pipeline.records.upkeep import Upkeep
@@ -137,7 +139,12 @@ def connect(
         health=health,
         canary=canary,
         jobs=Jobs(
-            f"{node.root}/jobs", files=files, commits=commits, trail=node.trail, clock=clock, handlers=_handlers(node)
+            f"{node.root}/jobs",
+            files=files,
+            commits=commits,
+            trail=node.trail,
+            clock=clock,
+            handlers=_handlers(node, engine),
         ),
         listen=listen,
     )
@@ -145,9 +152,12 @@ def connect(
     return service
 
 
-def _handlers(node: Node) -> dict[str, Handler]:
+def _handlers(node: Node, engine: RecordEngine) -> dict[str, Handler]:
     """Give what each verb of a job does."""
-    return {keychange.VERB: keychange.KeyChangeJob(node.tenants, node.configure, node.clock)}
+    return {
+        keychange.VERB: keychange.KeyChangeJob(node.tenants, node.configure, node.clock),
+        RECORD_KEYS: RecordKeyChangeJob(node.shelves, engine, node.configure),
+    }
 
 
 def _taking(node: Node, store: InterimStore, dispatcher: Dispatcher) -> Taking:

@@ -22,18 +22,20 @@ from pipeline.adapters.clock import SystemClock
 from pipeline.adapters.disk import Disk
 from pipeline.adapters.kms import AwsKeyService
 from pipeline.adapters.s3 import S3Destination
+from pipeline.adapters.sts import own_principal
 from pipeline.audit.records import Actor
 from pipeline.crypt.duty import KEY_LIFE
-from pipeline.crypt.grants import GrantedKeys, GrantFolder
+from pipeline.crypt.grants import GrantedKeys, GrantFolder, make_grant
 from pipeline.crypt.keyring import KeyRing
 from pipeline.delivery.probe import ProbeAnswer
 from pipeline.errors import PipelineError
 from pipeline.ids import InstanceId, Kind
-from pipeline.instances import Instance, Storage
+from pipeline.instances import Instance, KeyAccess, Storage
 from pipeline.interim.commit import Commit, GroupCommit
 from pipeline.interim.logs import Rotation
 from pipeline.interim.volume import Volume
 from pipeline.ports import KmsCall
+from pipeline.records.grants import folder_of, terms_of
 from pipeline.records.scopes import Placed
 from pipeline.records.shelves import RingKeys, ServiceKey, Shelves
 from pipeline.settings import Settings
@@ -87,7 +89,7 @@ class Node:
         )
         self.trail = Trail(self.root, actor=SERVICE, clock=self.clock)
         self.tenants = Tenants(self._ring)
-        self.shelves = Shelves(self._shelf_ring)
+        self.shelves = Shelves(self._shelf_ring, self._shelf_grant)
         self.refused_files = 0
         """Instance files that could not be used when they were last read."""
         self._configuring = anyio.Lock()
@@ -218,13 +220,25 @@ class Node:
             previous_arn=keys.previous,
             directory=f"{self.root}/{scope.directory}",
             files=self.files,
-            service=self.keys(instance, keys.current),
+            service=GrantedKeys(self.keys(instance, keys.current), folder_of(self.files, self.root, scope), self.clock),
             clock=self.clock,
             cache=self.settings.keys.cache,
             seal_grace=timedelta(0),
             random=random.random,
             life=scope.policy.data_key_life or KEY_LIFE,
         )
+
+    async def _shelf_grant(self, instance: Instance, place: Placed, keys: RingKeys) -> None:
+        """Have a grant on a customer's KMS key for this scope and class, where keys are used by grant."""
+        scope = place.scope
+        if instance.key_access is not KeyAccess.GRANT or not keys.is_customers or not scope.policy.grant_operations:
+            return
+        folder = folder_of(self.files, self.root, scope)
+        if keys.current in await anyio.to_thread.run_sync(folder.read):
+            return
+        grantee = self.settings.principal_arn or await own_principal(await self.clients.get("sts"))
+        wanted = terms_of(scope, grantee)
+        await make_grant(self.keys(instance, keys.current), folder, self.clock, keys.current, wanted)
 
     async def _tell(self, instance: Instance, call: KmsCall) -> None:
         await self.commits.commit(Commit(lines=(self.trail.key_use(instance, call),)))

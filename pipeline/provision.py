@@ -113,7 +113,7 @@ async def provision_service_key(embedded: Embedded, config_dir: PurePath) -> Non
     if await anyio.to_thread.run_sync(load_service_key, config_dir) is not None:
         return
     async with open_client("kms", embedded.kms(embedded.secrets.kms_operator)) as kms:
-        arn = await resources.make_key(kms, description="The service's own", policy=records_key_policy())
+        arn = await resources.make_key(kms, description="The service's own", policy=service_key_policy())
     await anyio.to_thread.run_sync(save_service_key, config_dir, arn)
 
 
@@ -137,11 +137,25 @@ def data_key_policy(instance_id: InstanceId) -> str:
     return _policy(_allow("Administration", OPERATOR, "kms:*"), *granting_statements(SERVICE, ACCOUNT, "*", context))
 
 
-def records_key_policy() -> str:
-    """Write the policy of a key for data keys of records: the service may use it, in whatever encryption context."""
+def service_key_policy() -> str:
+    """Write the policy of the service's own key: the service may use it, in whatever encryption context."""
     return _policy(
         _allow("Administration", OPERATOR, "kms:*"),
         _allow("Use", SERVICE, "kms:DescribeKey", "kms:GenerateDataKey", "kms:Decrypt", "kms:ReEncrypt*"),
+    )
+
+
+def records_key_policy() -> str:
+    """Write the policy of a key for records: the service may grant itself its use, one encryption context at a time."""
+    bound = {
+        "kms:GranteePrincipal": SERVICE,
+        "kms:RetiringPrincipal": SERVICE,
+        "kms:GrantConstraintType": "EncryptionContextEquals",
+    }
+    return _policy(
+        _allow("Administration", OPERATOR, "kms:*"),
+        _allow("Asking", SERVICE, "kms:DescribeKey", "kms:ListGrants"),
+        _allow("Granting", SERVICE, "kms:CreateGrant") | {"Condition": {"StringEquals": bound}},
     )
 
 

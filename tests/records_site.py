@@ -37,6 +37,7 @@ class RecordSite:
     customers: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """ARNs by an instance's alias and class."""
     caller: Caller | None = None
+    """While the service runs."""
 
     def path(self, party: Party, data_class: str, record_id: str | None = None, **query: str) -> str:
         base = f"/v1/instances/{party.instance.instance_id}/records/{data_class}"
@@ -64,8 +65,8 @@ class RecordSite:
 
     async def cli(self, party: Party, *arguments: str, given: bytes = b"") -> Result:
         """Run a command beside the service, as a person who has the instance's token would."""
-        assert self.caller is not None
-        environ = {"PIPELINE_URL": self.caller.url, "PIPELINE_TOKEN": party.token, "PIPELINE_CONFIG": ""}
+        url = "" if self.caller is None else self.caller.url
+        environ = {"PIPELINE_URL": url, "PIPELINE_TOKEN": party.token, "PIPELINE_CONFIG": ""}
         return await anyio.to_thread.run_sync(
             lambda: CliRunner().invoke(app, list(arguments), env=environ, input=given)
         )
@@ -86,6 +87,7 @@ async def record_site(directory: Path) -> AsyncIterator[RecordSite]:
                 mine.append(config)
             site.reconfigure(replace(party.instance, records=tuple(mine)))
         site.settings = replace(site.settings, records=RecordSettings(service_key_arn=service))
+        site.more["records"] = {"service_key_arn": service}
         yield RecordSite(site, keys, service, customers)
 
 
@@ -95,7 +97,10 @@ async def serving(records: RecordSite) -> AsyncIterator[RecordSite]:
     with quiet():
         async with node(records.site) as caller:
             records.caller = caller
-            yield records
+            try:
+                yield records
+            finally:
+                records.caller = None
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import anyio
@@ -66,7 +67,10 @@ _BY_BLIND = f"""SELECT DISTINCT {", ".join(f"record.{name.strip()}" for name in 
     WHERE blind.shelf = ? AND (%s) ORDER BY record.number LIMIT ?"""  # noqa: S608
 _PAGE = f"SELECT {_COLUMNS} FROM record WHERE shelf = ? AND number > ? ORDER BY number LIMIT ?"  # noqa: S608
 _INSERT = "INSERT INTO record (shelf, tag, version, key_id, expires, part, sealed) VALUES (?, ?, ?, ?, ?, ?, ?)"
-_UPDATE = "UPDATE record SET version = ?, key_id = ?, expires = ?, part = ?, sealed = ? WHERE number = ?"
+_UNDER = f"SELECT {_COLUMNS} FROM record WHERE shelf = ? AND key_id IN (%s) LIMIT ?"  # noqa: S608
+_COUNT = "SELECT count(*) FROM record WHERE shelf = ?"
+_COUNT_UNDER = f"{_COUNT} AND key_id IN (%s)"
+_UPDATE = "UPDATE record SET tag = ?, version = ?, key_id = ?, expires = ?, part = ?, sealed = ? WHERE number = ?"
 
 
 @dataclass(slots=True)
@@ -123,7 +127,7 @@ class SqliteEngine:
         found: list[Row] = []
         for start in range(0, len(tags), _TAGS):
             some = tags[start : start + _TAGS]
-            found += await self._read(_BY_TAG % ", ".join("?" * len(some)), (shelf, *some))
+            found += await self._read(_BY_TAG % _marks(some), (shelf, *some))
         return found
 
     async def found(self, shelf: bytes, digests: Sequence[tuple[str, bytes]], limit: int) -> list[Row]:
@@ -135,16 +139,29 @@ class SqliteEngine:
     async def page(self, shelf: bytes, after: int, limit: int) -> list[Row]:
         return await self._read(_PAGE, (shelf, after, limit))
 
+    async def under(self, shelf: bytes, keys: Sequence[KeyId], limit: int) -> list[Row]:
+        return await self._read(_UNDER % _marks(keys), (shelf, *(key.bytes for key in keys), limit)) if keys else []
+
+    async def count(self, shelf: bytes, keys: Sequence[KeyId] | None = None) -> int:
+        if keys is None:
+            ((number,),) = await self._ask(_COUNT, (shelf,))
+        else:
+            ((number,),) = await self._ask(_COUNT_UNDER % _marks(keys), (shelf, *(key.bytes for key in keys)))
+        return int(number)
+
     # --- inside
 
     async def _read(self, query: str, values: Sequence[object]) -> list[Row]:
-        def read() -> list[Row]:
-            rows: list[Row] = []
-            with translated():
-                rows += [_row(each) for each in self._reader.execute(query, values)]
-            return rows
+        return [_row(each) for each in await self._ask(query, values)]
 
-        return await anyio.to_thread.run_sync(read, limiter=self._reads)
+    async def _ask(self, query: str, values: Sequence[object]) -> list[Sequence[Any]]:
+        def ask() -> list[Sequence[Any]]:
+            found: list[Sequence[Any]] = []
+            with translated():
+                found += self._reader.execute(query, values)
+            return found
+
+        return await anyio.to_thread.run_sync(ask, limiter=self._reads)
 
     def _commit(self, group: list[_Pending]) -> None:
         """Carry out a group in one transaction; who conflicts takes no other with it."""
@@ -178,7 +195,7 @@ def _apply(writer: sqlite3.Connection, change: RowChange) -> None:
         values = (row.shelf, row.tag, row.version, row.key_id.bytes, row.expires, row.part, row.sealed)
         number = writer.execute(_INSERT, values).lastrowid
     else:
-        writer.execute(_UPDATE, (row.version, row.key_id.bytes, row.expires, row.part, row.sealed, number))
+        writer.execute(_UPDATE, (row.tag, row.version, row.key_id.bytes, row.expires, row.part, row.sealed, number))
         writer.execute("DELETE FROM blind WHERE record = ?", (number,))
     writer.executemany(
         "INSERT OR IGNORE INTO blind (shelf, name, digest, record) VALUES (?, ?, ?, ?)",
@@ -189,6 +206,10 @@ def _apply(writer: sqlite3.Connection, change: RowChange) -> None:
 def _row(values: Sequence[object]) -> Row:
     shelf, tag, version, key_id, sealed, expires, part, number = values
     return Row(shelf, tag, version, KeyId(UUID(bytes=key_id)), sealed, expires, part, number)  # type: ignore[arg-type]
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))
 
 
 # --- SQLite

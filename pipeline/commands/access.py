@@ -60,6 +60,11 @@ class Access:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._logs.append, line.path, [line.line], line.hour, limiter=self._limiter)
 
+    @property
+    def root(self) -> str:
+        """The state directory."""
+        return str(self._settings.state_dir)
+
     async def keys(self, instance: Instance) -> AwsKeyService:
         """Give the key service as one instance sees it."""
         client = await self._reached().get("kms", instance.kms_key_arn.split(":")[3])

@@ -34,7 +34,7 @@ class RowChange:
     expected: int
     """The version that is there; 0: there is none."""
     row: Row | None
-    """What is to be there; `None` removes it."""
+    """What is to be there, perhaps under another tag; `None` removes it."""
     blinds: Sequence[tuple[str, bytes]] = ()
     """Its entries in blind indexes, name and keyed hash. They replace those that were."""
 
@@ -66,4 +66,12 @@ class RecordEngine(Protocol):
 
     async def page(self, shelf: bytes, after: int, limit: int) -> list[Row]:
         """Give rows of a shelf whose number is above `after`, in order."""
+        ...
+
+    async def under(self, shelf: bytes, keys: Sequence[KeyId], limit: int) -> list[Row]:
+        """Give rows that are sealed under one of these data keys."""
+        ...
+
+    async def count(self, shelf: bytes, keys: Sequence[KeyId] | None = None) -> int:
+        """Count the rows of a shelf, or those that are sealed under one of these data keys."""
         ...

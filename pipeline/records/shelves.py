@@ -4,9 +4,11 @@ A shelf that can't be served says why to whoever asks, and stops no other. Two i
 its shelf, if they agree about its KMS key.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
 
 import anyio
 
@@ -47,28 +49,69 @@ class ServiceKey:
         return RingKeys(self.current, place.previous_kms_key_arn or self.previous, is_customers=False)
 
 
+Grant = Callable[[], Awaitable[None]]
+"""Have the right to use the scope's KMS key, as configured."""
+
+
+class ScopeRing:
+    """The key ring of one scope, whoever shares it. It outlives a change of its KMS keys."""
+
+    def __init__(self, ring: KeyRing) -> None:
+        self.ring = ring
+        self.sealing: Counter[KeyId] = Counter()
+        """Changes under way that were sealed under a data key, and are not in the engine yet."""
+        self._followed: RingKeys | None = None
+        self._lock = anyio.Lock()
+
+    async def follow(self, keys: RingKeys, grant: Grant) -> None:
+        """Read the ring under these KMS keys, if it was not. Raises as `Shelf.opened`."""
+        if self._followed == keys:
+            return
+        async with self._lock:
+            if self._followed != keys:
+                await grant()
+                await self.ring.follow(keys.current, keys.previous)
+                self._followed = keys
+
+
 @dataclass(slots=True)
 class Shelf:
     """One scope, served."""
 
     place: Placed
     keys: RingKeys | None
-    ring: KeyRing | None
+    of_scope: ScopeRing | None
+    grant: Grant
     trouble: str | None = None
     """Why it can't be served, as configured."""
-    _loaded: bool = False
-    _lock: anyio.Lock = field(default_factory=anyio.Lock)
 
     @property
     def scope(self) -> Scope:
         """What it is the shelf of."""
         return self.place.scope
 
+    @property
+    def ring(self) -> KeyRing | None:
+        """Its ring, if it has any; it may not have been read yet."""
+        return None if self.of_scope is None else self.of_scope.ring
+
     async def active(self) -> DataKey:
         """Give the data key for new records. Raises as `opened`."""
         ring = await self.opened()
         with self._denied():
             return await ring.active()
+
+    @asynccontextmanager
+    async def sealing(self) -> AsyncIterator[DataKey]:
+        """Give the data key for new records; it is not destroyed before the block ends. Raises as `opened`."""
+        key = await self.active()
+        assert self.of_scope is not None
+        uses = self.of_scope.sealing
+        uses[key.key_id] += 1
+        try:
+            yield key
+        finally:
+            uses[key.key_id] -= 1
 
     async def opening(self, key_id: KeyId) -> DataKey:
         """Give a data key to open records with. Raises as `opened`, and `SegmentForgedError` if there is none."""
@@ -83,7 +126,7 @@ class Shelf:
             return await ring.blind_keys()
 
     async def opened(self) -> KeyRing:
-        """Give the ring, read once.
+        """Give the ring, read under the KMS keys that are configured.
 
         Raises:
             RecordsUnservedError: the shelf can't be served as configured.
@@ -92,21 +135,19 @@ class Shelf:
             StoreIoError: the ring's files can't be read.
 
         """
-        if self.ring is None or self.trouble is not None:
+        if self.of_scope is None or self.keys is None or self.trouble is not None:
             raise RecordsUnservedError(
                 self.trouble or "the service has no KMS key of its own: set records.service_key_arn"
             )
-        if not self._loaded:
-            async with self._lock:
-                if not self._loaded:
-                    await self.ring.load()
-                    self._loaded = True
-        if self.scope.policy.key_change is KeyChange.IMMUTABLE and self.ring.unusable and not self.ring.is_usable:
+        with self._denied():
+            await self.of_scope.follow(self.keys, self.grant)
+        ring = self.of_scope.ring
+        if self.scope.policy.key_change is KeyChange.IMMUTABLE and ring.unusable and not ring.is_usable:
             raise RecordsUnservedError(
                 "none of its data keys belongs to the configured KMS key, and this class allows no change of key:"
                 " configure the former one, or make the resource anew"
             )
-        return self.ring
+        return ring
 
     @contextmanager
     def _denied(self) -> Iterator[None]:
@@ -125,15 +166,21 @@ class Shelf:
 
 
 MakeRing = Callable[[Instance, Placed, RingKeys], KeyRing]
+MakeGrant = Callable[[Instance, Placed, RingKeys], Awaitable[None]]
+
+
+async def no_grant(_instance: Instance, _place: Placed, _keys: RingKeys) -> None:
+    """Use KMS keys by their own policies."""
 
 
 class Shelves:
     """Every shelf, by instance, class and name; replaced as a whole when the configuration is read again."""
 
-    def __init__(self, make_ring: MakeRing) -> None:
+    def __init__(self, make_ring: MakeRing, make_grant: MakeGrant = no_grant) -> None:
         self._make_ring = make_ring
+        self._make_grant = make_grant
         self._shelves: dict[InstanceId, dict[tuple[str, str], Shelf]] = {}
-        self._by_owner: dict[InstanceId, Shelf] = {}
+        self._rings: dict[InstanceId, ScopeRing] = {}
 
     def get(self, instance: InstanceId, data_class: str, name: str | None = None) -> Shelf:
         """Find a shelf; without a name the only one of its class.
@@ -161,34 +208,34 @@ class Shelves:
         return iter(list({id(each): each for of_one in self._shelves.values() for each in of_one.values()}.values()))
 
     def adopt(self, instances: Iterable[Instance], service: ServiceKey) -> None:
-        """Serve these from now on. A ring is kept while its KMS keys are the same; one that is left out is dropped."""
-        before, self._by_owner = self._by_owner, {}
+        """Serve these from now on. A scope's ring stays; the keys of one that is left out are dropped."""
+        first: dict[InstanceId, Shelf] = {}
         shelves: dict[InstanceId, dict[tuple[str, str], Shelf]] = {}
         for instance in instances:
             mine = shelves.setdefault(instance.instance_id, {})
             for key, place in instance.places.items():
-                mine[key] = self._shelf(instance, place, service, before)
+                mine[key] = self._shelf(instance, place, service, first)
         self._shelves = shelves
-        rings = {id(shelf.ring) for shelf in self}
-        for shelf in before.values():
-            if shelf.ring is not None and id(shelf.ring) not in rings:
-                shelf.ring.drop()
+        for owner in set(self._rings) - set(first):
+            self._rings.pop(owner).ring.drop()
 
-    def _shelf(
-        self, instance: Instance, place: Placed, service: ServiceKey, before: Mapping[InstanceId, Shelf]
-    ) -> Shelf:
+    def _shelf(self, instance: Instance, place: Placed, service: ServiceKey, first: dict[InstanceId, Shelf]) -> Shelf:
         keys, owner = service.keys_of(place), place.scope.owner
-        known = self._by_owner.get(owner)
-        if known is not None:
-            if known.keys != keys:
-                known.trouble = "two instances name it with different KMS keys"
-            if known.place == place:
-                return known
-            return Shelf(place, keys, known.ring, known.trouble, known._loaded)  # noqa: SLF001
-        earlier = before.get(owner)
-        if earlier is not None and earlier.keys == keys and keys is not None:
-            shelf = Shelf(place, keys, earlier.ring, None, earlier._loaded)  # noqa: SLF001
+        known = first.get(owner)
+        if known is not None and known.keys != keys:
+            known.trouble = "two instances name it with different KMS keys"
+        if known is not None and known.place == place:
+            return known
+        if keys is not None and owner not in self._rings:
+            self._rings[owner] = ScopeRing(self._make_ring(instance, place, keys))
+        grant = partial(self._make_grant, instance, place, keys) if keys is not None else _nothing
+        shelf = Shelf(place, keys, self._rings.get(owner) if keys is not None else None, grant)
+        if known is None:
+            first[owner] = shelf
         else:
-            shelf = Shelf(place, keys, None if keys is None else self._make_ring(instance, place, keys))
-        self._by_owner[owner] = shelf
+            shelf.trouble = known.trouble
         return shelf
+
+
+async def _nothing() -> None:
+    """Grant nothing: there is no KMS key."""

@@ -4,8 +4,8 @@ Sealed before they reach the engine, opened after they leave it; what the class'
 before a change counts and before plaintext is given out. A put is acknowledged when it is durable.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -112,12 +112,13 @@ class RecordStore:
             _check(draft, shelf, f"[{number}]" if len(drafts) > 1 else "")
         self._check_room(caller.instance_id, sum(len(draft.body) for draft in drafts))
         for _ in range(_ATTEMPTS):
-            changes = await self._changes(shelf, drafts, condition)
-            await self._tell_changes(caller, shelf, "RecordPut", changes)
-            try:
-                await self._engine.write(changes)
-            except RowConflictError:
-                continue  # somebody else was quicker: seal for the version that is there now
+            async with shelf.sealing() as key:
+                changes = await self._changes(shelf, key, drafts, condition)
+                await self._tell_changes(caller, shelf, "RecordPut", changes)
+                try:
+                    await self._engine.write(changes)
+                except RowConflictError:
+                    continue  # somebody else was quicker: seal for the version that is there now
             return [change.row.version for change in changes if change.row is not None]
         raise RecordChangedError("others change the record all the time; nothing was changed")
 
@@ -129,9 +130,11 @@ class RecordStore:
             DeferError: ask again.
 
         """
-        blind = await shelf.blind()
-        rows = await self._engine.rows(shelf.scope.shelf, [sealing.tag_of(key, record_id) for key in blind])
-        return next(iter(await self._opened(caller, shelf, blind, rows[:1])), None)
+
+        async def rows(blind: Sequence[BlindKey]) -> list[Row]:
+            return await self._engine.rows(shelf.scope.shelf, [sealing.tag_of(key, record_id) for key in blind])
+
+        return next(iter(await self._read(caller, shelf, rows)), None)
 
     async def delete(self, caller: Instance, shelf: Shelf, record_id: str, condition: Condition = ALWAYS) -> bool:
         """Remove one record, durably, with its index entries; tell whether there was one. Raises as `put`."""
@@ -152,9 +155,15 @@ class RecordStore:
 
     async def page(self, caller: Instance, shelf: Shelf, after: int = 0, limit: int = PAGE) -> tuple[list[Record], int]:
         """List records in the order in which they came to be; give where to go on, 0 at the end. Raises as `get`."""
-        rows = await self._engine.page(shelf.scope.shelf, after, limit)
-        blind = await shelf.blind() if rows else []
-        return await self._opened(caller, shelf, blind, rows), rows[-1].number if len(rows) == limit else 0
+        last: list[int] = []
+
+        async def rows(_blind: Sequence[BlindKey]) -> list[Row]:
+            found = await self._engine.page(shelf.scope.shelf, after, limit)
+            last[:] = [row.number for row in found]
+            return found
+
+        records = await self._read(caller, shelf, rows)
+        return records, last[-1] if len(last) == limit else 0
 
     async def find(self, caller: Instance, shelf: Shelf, index: str, value: str, limit: int = PAGE) -> list[Record]:
         """Find records by a blind index.
@@ -169,17 +178,21 @@ class RecordStore:
         if field is None:
             raise RefuseError("this class has no such index; see `pipeline classes show`", field="index")
         wanted = finding.normal(field.normal, value)
-        blind = await shelf.blind()
-        digests = [(index, key.digest(f"index/{index}", wanted)) for key in blind]
-        rows = await self._engine.found(shelf.scope.shelf, digests, limit)
-        records = await self._opened(caller, shelf, blind, rows)
+
+        async def rows(blind: Sequence[BlindKey]) -> list[Row]:
+            digests = [(index, key.digest(f"index/{index}", wanted)) for key in blind]
+            return await self._engine.found(shelf.scope.shelf, digests, limit)
+
+        records = await self._read(caller, shelf, rows)
         # An index entry may be anybody's who can write to the file: what a record says itself decides.
         return [record for record in records if (field, wanted) in _entries(shelf, record)]
 
     # --- inside
 
-    async def _changes(self, shelf: Shelf, drafts: Sequence[Draft], condition: Condition) -> list[RowChange]:
-        blind, key = await shelf.blind(), await shelf.active()
+    async def _changes(
+        self, shelf: Shelf, key: DataKey, drafts: Sequence[Draft], condition: Condition
+    ) -> list[RowChange]:
+        blind = await shelf.blind()
         tags = [[sealing.tag_of(each, draft.id) for each in blind] for draft in drafts]
         rows = await self._engine.rows(shelf.scope.shelf, [tag for known in tags for tag in known])
         there = {row.tag: row.version for row in rows}
@@ -193,6 +206,22 @@ class RecordStore:
             there[tag] = version + 1
         return changes
 
+    async def _read(
+        self, caller: Instance, shelf: Shelf, rows: Callable[[Sequence[BlindKey]], Awaitable[list[Row]]]
+    ) -> list[Record]:
+        """Read rows and open them; once more, if one was sealed again meanwhile and its data key is gone."""
+        blind = await shelf.blind()
+        try:
+            return await self._opened(caller, shelf, blind, await rows(blind))
+        except SegmentForgedError:
+            blind = await shelf.blind()
+            found = await rows(blind)
+        try:
+            return await self._opened(caller, shelf, blind, found)
+        except SegmentForgedError:
+            log.error("record.forged", data_class=shelf.scope.policy.data_class)  # noqa: TRY400
+            raise
+
     async def _opened(
         self, caller: Instance, shelf: Shelf, blind: Sequence[BlindKey], rows: Sequence[Row]
     ) -> list[Record]:
@@ -202,11 +231,7 @@ class RecordStore:
         for row in rows:
             if row.key_id not in keys:
                 keys[row.key_id] = await shelf.opening(row.key_id)
-            try:
-                records.append(sealing.open_record(keys[row.key_id], blind, shelf.scope, row))
-            except SegmentForgedError:
-                log.error("record.forged", data_class=shelf.scope.policy.data_class, record=row.tag.hex())  # noqa: TRY400
-                raise
+            records.append(sealing.open_record(keys[row.key_id], blind, shelf.scope, row))
         if records and Audit.OPENINGS in shelf.scope.policy.audit:
             await self._tell(
                 self._line(caller, shelf, "RecordOpened", record=row.tag.hex(), version=row.version) for row in rows
@@ -267,6 +292,14 @@ def _change(
         part=record.part,
     )
     return RowChange(scope.shelf, tag, version, row, _blinds(shelf, blind, found))
+
+
+def sealed_again(shelf: Shelf, key: DataKey, blind: Sequence[BlindKey], row: Row, record: Record) -> RowChange:
+    """Seal the same version of a record under another data key, its hashes made anew by the key that is for writing."""
+    scope, tag = shelf.scope, sealing.tag_of(blind[0], record.id)
+    again = replace(row, tag=tag, key_id=key.key_id, sealed=sealing.seal(key, scope, tag, record))
+    found = finding.members(record.content_type, record.body)
+    return RowChange(row.shelf, row.tag, row.version, again, _blinds(shelf, blind[0], found))
 
 
 def _blinds(shelf: Shelf, blind: BlindKey, found: Mapping[str, Any] | None) -> list[tuple[str, bytes]]:

@@ -5,10 +5,13 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+from pipeline.instances import KeyAccess
 from pipeline.records.classes import POLICIES
 from pipeline.settings import KeySettings
+from tests.kms_server import ACCOUNT, new_key
 from tests.records_site import KEPT, RecordSite, record_site, serving
 
+SERVICE_ROLE = f"arn:aws:iam::{ACCOUNT}:role/pipeline"
 MARKER = "Erika-Mustermann-4930901820"
 DATA = {
     "name": MARKER,
@@ -135,3 +138,38 @@ async def test_the_commands_put_find_import_and_delete(tmp_path: Path) -> None:
             done = await records.cli(acme, "records", "import", "profiles_domain", "-", *named, given=bad)
             assert done.exit_code == 3
             assert "[1]" in done.output
+
+
+async def test_a_change_of_key_by_command_frees_the_old_key_and_uses_a_grant_on_the_new(tmp_path: Path) -> None:
+    async with record_site(tmp_path) as records, records.keys.client("admin") as admin:
+        acme = records.site.acme
+        records.site.reconfigure(replace(acme.instance, key_access=KeyAccess.GRANT))
+        acme = records.site.acme
+        records.site.settings = replace(records.site.settings, principal_arn=SERVICE_ROLE)
+        config = str(records.site.write_settings())
+        old, new = records.customers["acme", "voiceid"], await new_key(admin)
+        async with serving(records):
+            for number in range(30):
+                assert (await records.put(acme, "voiceid", f"s-{number}", DATA)).status == 201
+            (grant,) = (await admin.list_grants(KeyId=old))["Grants"]
+            context = acme.instance.places["voiceid", "default"].scope.context
+            assert set(grant["Operations"]) == set(POLICIES["voiceid"].grant_operations)
+            assert grant["Constraints"] == {"EncryptionContextEquals": context}
+            refused = await records.cli(acme, "records", "change-key", "acme", "ai_content", new, "--config", config)
+            assert refused.exit_code == 3
+            assert "never changes" in refused.output
+            records.keys.disable(new.rpartition("/")[2])
+            refused = await records.cli(acme, "records", "change-key", "acme", "voiceid", new, "--config", config)
+            assert refused.exit_code == 3, refused.output
+            records.keys.enable(new.rpartition("/")[2])
+        done = await records.cli(acme, "records", "change-key", "acme", "voiceid", new, "--config", config, "--json")
+        answer = json.loads(done.stdout)
+        assert (answer["UpdateStatus"], answer["Done"], answer["Total"]) == ("COMPLETED", 30, 30), done.output
+        assert answer["OldKmsKeyId"] == old
+        assert (await admin.list_grants(KeyId=old))["Grants"] == []
+        records.keys.disable(old.rpartition("/")[2])
+        async with serving(records):
+            for number in range(30):
+                assert (await records.get(acme, "voiceid", f"s-{number}")).json == DATA
+        again = await records.cli(acme, "records", "change-key", "acme", "voiceid", new, "--config", config, "--json")
+        assert json.loads(again.stdout)["UpdateStatus"] == "COMPLETED"

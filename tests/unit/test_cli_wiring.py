@@ -30,7 +30,7 @@ ALL = [
     *(["backup", each] for each in ("create", "verify", "list", "forget")),
     *(["grants", each] for each in ("list", "create", "revoke")),
     ["policy", "show"],
-    *(["records", each] for each in ("put", "get", "ls", "search", "delete", "import")),
+    *(["records", each] for each in ("put", "get", "ls", "search", "delete", "import", "change-key")),
     *(["legal-hold", each] for each in ("add", "release", "list")),
 ]
 HEAVY = (
