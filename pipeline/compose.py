@@ -25,6 +25,7 @@ from pipeline.delivery.deliverer import Deliverer
 from pipeline.delivery.dispatcher import Dispatcher
 from pipeline.delivery.eventlogs import EventLogs
 from pipeline.delivery.holds import Holds
+from pipeline.delivery.keywatch import KeyWatch
 from pipeline.delivery.lanes import Backoff
 from pipeline.delivery.publisher import Publisher
 from pipeline.health import Health, Watched
@@ -41,6 +42,7 @@ from pipeline.intake.recorder import Recorder
 from pipeline.intake.records import RecordRoutes
 from pipeline.intake.replay import RecordingNames, Replay
 from pipeline.intake.sweep import Sweep
+from pipeline.intake.unrepeated import Unrepeated
 from pipeline.interim.store import InterimStore
 from pipeline.jobs import Ask, Handler, Jobs, Report
 from pipeline.legalholds import keeps_all
@@ -101,9 +103,11 @@ def connect(
         clock=clock,
         refused_files=lambda: node.refused_files,
         servers_up=servers_up,
+        unrepeated=Unrepeated(),
     )
     health = Health(watched, settings.health, lambda: service.phase)
     intake = HttpIntake(
+        unrepeated=watched.unrepeated,
         settings=settings.http,
         tenants=node.tenants,
         recorder=recorder,
@@ -127,6 +131,14 @@ def connect(
         intake=intake,
         queues=tuple(QueueIntake(queue, source, node.tenants, taking.events) for queue, source in queues),
         dispatcher=dispatcher,
+        keywatch=KeyWatch(
+            tenants=node.tenants,
+            holds=holds,
+            dispatcher=dispatcher,
+            clock=clock,
+            random=random.random,
+            settings=settings.delivery,
+        ),
         publishers=publishers,
         event_logs=EventLogs(
             f"{node.root}/events", files, [each for _, each in publishers], settings.events_out.kept_bytes

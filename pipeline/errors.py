@@ -23,6 +23,10 @@ class HoldCode(StrEnum):
     DESTINATION_UNREACHABLE = "DESTINATION_UNREACHABLE"
 
 
+KEY_CODES = frozenset(code for code in HoldCode if code.startswith("KEY_"))
+"""Those that speak of a KMS key."""
+
+
 class PipelineError(Exception):
     """Root. `reason` is a stable slug: it goes to the log, the audit trail and the artifact's name."""
 
@@ -140,6 +144,12 @@ class KeyBusyError(DeferError):
     """KMS did not answer, or asked for patience. Transient."""
 
     reason = "key-busy"
+
+
+class KeyThrottledError(KeyBusyError):
+    """KMS has had more calls than the account's quota allows. It is there: this alone is never a hold."""
+
+    reason = "key-throttled"
 
 
 class GrantTokenError(KeyBusyError):

@@ -11,18 +11,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import anyio
 import structlog
 
-from pipeline import logs
+from pipeline import holdwords, logs
 from pipeline.canary import Canary
 from pipeline.delivery.holds import KEYS, Hold, Holds
 from pipeline.delivery.publisher import Publisher
-from pipeline.ids import ArtifactId
+from pipeline.ids import ArtifactId, InstanceId
 from pipeline.intake.missing import MissingWatch
 from pipeline.intake.recorder import Recorder
+from pipeline.intake.unrepeated import Unrepeated
 from pipeline.interim.states import State
 from pipeline.interim.store import InterimStore
 from pipeline.ports import Clock
@@ -106,6 +108,7 @@ class Watched:
     """How many instance files can't be used."""
     servers_up: Callable[[], bool] | None
     """Whether the embedded servers are there; None where others' are used."""
+    unrepeated: Unrepeated
 
 
 class Health:
@@ -140,6 +143,7 @@ class Health:
             troubles=[line.part for line in report.lines if line.mark is not Mark.OK],
         )
         self._alarm(report)
+        self._forget_unrepeated()
 
     # --- inside
 
@@ -172,15 +176,45 @@ class Health:
         if oldest_s is not None and oldest_s > limit_s:
             overdue[None] = lambda: log.error("delivery.late", oldest_undelivered_s=oldest_s)
         for hold in self._watched.holds.all():
-            held_s = (self._steady.now() - hold.inaccessible_since).total_seconds()
+            held_s = self._held_s(hold)
             if held_s > limit_s:
-                overdue[hold.instance_id, hold.scope] = _hold_alarm(hold, held_s)
+                overdue[hold.instance_id, hold.scope] = partial(self._tell_hold, hold, held_s)
         now = self._watched.clock.monotonic()
         self._alarmed = {what: at for what, at in self._alarmed.items() if what in overdue}
         for what, tell in overdue.items():
             if now - self._alarmed.get(what, -limit_s) >= limit_s:
                 self._alarmed[what] = now
                 tell()
+
+    def _held_s(self, hold: Hold) -> float:
+        return (self._steady.now() - hold.inaccessible_since).total_seconds()
+
+    def _needs_decision(self, hold: Hold) -> bool:
+        return self._held_s(hold) > self._settings.decide_after.total_seconds()
+
+    def _tell_hold(self, hold: Hold, held_s: float) -> None:
+        instance = InstanceId(hold.instance_id)
+        tenant = self._watched.tenants.get(instance)
+        decide = self._needs_decision(hold)
+        log.error(
+            "hold.decision_needed" if decide else "hold.long",
+            instance=str(instance),
+            scope=hold.scope,
+            code=hold.code,
+            key=hold.kms_key_arn,
+            held_s=round(held_s),
+            detail=holdwords.told(hold, None if tenant is None else tenant.instance),
+            reason=hold.message,
+            lost_uploads=dict(self._watched.unrepeated.of(instance)),
+            **({"decision": holdwords.DECISION} if decide else {}),
+        )
+
+    def _forget_unrepeated(self) -> None:
+        held = {hold.instance_id for hold in self._watched.holds.all()}
+        for instance in self._watched.unrepeated.instances():
+            tenant = self._watched.tenants.get(instance)
+            if instance not in held and (tenant is None or tenant.ring.state.code is None):
+                self._watched.unrepeated.forget(instance)
 
     def _lines(self) -> Iterator[Line]:
         watched, numbers, phase = self._watched, self._numbers(), self._phase()
@@ -190,6 +224,7 @@ class Health:
         yield Line("room", Mark.FAILS if refusal else Mark.OK, f"refusing intake, {refusal}" if refusal else "ok")
         yield self._keys()
         yield self._destinations()
+        yield from self._overdue()
         yield self._journal()
         for name, publisher in watched.publishers:
             yield _counted(f"events out to {name}", publisher.failures, "refusals in a row", "following")
@@ -223,6 +258,19 @@ class Health:
         detail = f"{len(holds)} holds of {instances} instances{_listed(held)}" if holds else "none held"
         return Line("destinations", Mark.WARNS if holds else Mark.OK, detail)
 
+    def _overdue(self) -> Iterator[Line]:
+        """Tell what somebody must decide, and what was lost already, where there is any."""
+        undecided = sum(map(self._needs_decision, self._watched.holds.all()))
+        if undecided:
+            days = self._settings.decide_after.days
+            yield Line("decisions", Mark.WARNS, f"{undecided} holds for more than {days} days: an operator must decide")
+        lost: Counter[str] = Counter()
+        for instance in self._watched.unrepeated.instances():
+            lost.update(self._watched.unrepeated.of(instance))
+        if lost:
+            sources = ", ".join(f"{source} {count}" for source, count in sorted(lost.items()))
+            yield Line("lost uploads", Mark.WARNS, f"refused for held keys, and not sent again: {sources}")
+
     def _journal(self) -> Line:
         unread = sum(not self._watched.missing.is_replayed(tenant) for tenant in self._watched.tenants)
         return _counted("journal", unread, "instances' not read yet", "ok")
@@ -239,17 +287,3 @@ def _counted(part: str, count: int, trouble: str, well: str) -> Line:
 
 def _listed(counts: Counter[str]) -> str:
     return "".join(f", {count} {code}" for code, count in sorted(counts.items()))
-
-
-def _hold_alarm(hold: Hold, held_s: float) -> Callable[[], None]:
-    def tell() -> None:
-        log.error(
-            "hold.long",
-            instance=str(hold.instance_id),
-            scope=hold.scope,
-            code=hold.code,
-            held_s=round(held_s),
-            detail=hold.message,
-        )
-
-    return tell

@@ -17,6 +17,7 @@ from pipeline.canary import Canary
 from pipeline.delivery.dispatcher import Dispatcher
 from pipeline.delivery.eventlogs import EventLogs
 from pipeline.delivery.holds import Holds
+from pipeline.delivery.keywatch import KeyWatch
 from pipeline.delivery.publisher import Publisher
 from pipeline.health import Health
 from pipeline.intake.http import HttpIntake
@@ -57,6 +58,7 @@ class Parts:
     intake: HttpIntake
     queues: tuple[QueueIntake, ...]
     dispatcher: Dispatcher
+    keywatch: KeyWatch
     publishers: tuple[tuple[str, Publisher], ...]
     """By the name of what they send to."""
     event_logs: EventLogs
@@ -179,6 +181,7 @@ class Service:
         parts = self._parts
         stages: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "delivery": parts.dispatcher.run,
+            "keys": parts.keywatch.run,
             "sweep": parts.sweep.run,
             "receipts": parts.folder.run,
             "event logs": parts.event_logs.run,

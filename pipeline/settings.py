@@ -81,6 +81,8 @@ class HealthSettings:
     log_every: timedelta = seconds(60, low=1, high=3_600)
     alarm_after: timedelta = seconds(3_600, low=1, high=7 * 86_400)
     """How long the oldest recording may wait, or something be held, before that is logged as an error."""
+    decide_after: timedelta = seconds(7 * 86_400, low=60, high=365 * 86_400)
+    """How long something may be held before an operator is asked to decide."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,6 +17,7 @@ from pipeline.instances import Limits
 from pipeline.intake.access import RateLimit
 from pipeline.intake.http import HttpIntake
 from pipeline.intake.records import RecordRoutes
+from pipeline.intake.unrepeated import Unrepeated
 from pipeline.settings import HttpSettings
 from tests.records_fixture import Records, records_over
 from tests.store_fixture import MARKER, Node, World, instance, node
@@ -129,6 +130,7 @@ async def serving(world: World, **settings: Any) -> AsyncIterator[Server]:
     async with node(world) as process, records_over(process) as records:
         ready = [True]
         app = HttpIntake(
+            unrepeated=Unrepeated(),
             settings=HttpSettings(**settings),
             tenants=process.tenants,
             recorder=process.recorder,

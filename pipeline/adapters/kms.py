@@ -25,6 +25,7 @@ from pipeline.errors import (
     GrantTokenError,
     HoldCode,
     KeyBusyError,
+    KeyThrottledError,
     KeyUnavailableError,
     PipelineError,
     RefuseError,
@@ -63,6 +64,7 @@ STATES: Mapping[str, HoldCode | None] = {
 }
 """By `KeyState` as DescribeKey gives it; None passes by itself."""
 REFUSALS = frozenset({"InvalidArnException", "InvalidKeyUsageException", "ValidationException"})
+THROTTLES = frozenset({"ThrottlingException", "Throttling", "RequestLimitExceeded", "TooManyRequestsException"})
 GRANT_LIMIT = "LimitExceededException"
 """Of CreateGrant: the key has as many grants as it may. The AWS clients take it for throttling, and repeat it."""
 _CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)
@@ -248,6 +250,8 @@ class AwsKeyService:
             return RefuseError(f"KMS answered {code}: what is configured can't be used for this", field=field)
         if code == GRANT_LIMIT and name == "CreateGrant":
             return RefuseError("the KMS key has as many grants as it may; retire one that is not needed any more")
+        if code in THROTTLES:
+            return KeyThrottledError("KMS asks for patience: the account's quota is used up; it is tried again")
         if code == "InvalidGrantTokenException":
             return GrantTokenError("KMS does not know the grant's token; it is asked again without")
         if code in ASK_STATE and name != "DescribeKey":

@@ -141,7 +141,7 @@ async def _buckets(access: "Access", instance: "Instance") -> "list[Check]":
 
 def _trouble(name: str, error: PipelineError) -> "Check":
     from pipeline.commands.machine import Check, Level
-    from pipeline.commands.status import ACTIONS
+    from pipeline.holdwords import ACTIONS
 
     if isinstance(error, HoldError):
         return Check(Level.FAIL, name, str(error), ACTIONS[error.code])

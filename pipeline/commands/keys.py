@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from pipeline import holdwords
 from pipeline.commands import screen
 from pipeline.commands.exits import ExitCode
 from pipeline.commands.keys_change import described, show
 from pipeline.commands.options import ConfigOption, InstanceOption, JsonOption, Site, StateDirOption, open_site
-from pipeline.commands.status import ACTIONS
 from pipeline.errors import KeyUnavailableError
 
 if TYPE_CHECKING:
@@ -52,13 +52,14 @@ def status(
 
 def _rows(site: Site, wanted: str | None) -> list[dict[str, Any]]:
     from pipeline.adapters.disk import Disk
-    from pipeline.delivery.holds import KEYS, read_holds
+    from pipeline.delivery.holds import KEYS, SEALING, read_holds
     from pipeline.interim.keyuse import key_uses
     from pipeline.interim.survey import survey
 
     files, now = Disk(), datetime.now(UTC)
     uses = key_uses(site.root, files, survey(site.root, files))
-    holds = {hold.instance_id: hold for hold in read_holds(f"{site.root}/holds", files) if hold.scope == KEYS}
+    found = [hold for hold in read_holds(f"{site.root}/holds", files) if hold.scope in {KEYS, SEALING}]
+    holds = {hold.instance_id: hold for hold in sorted(found, key=lambda hold: hold.scope == KEYS)}
     served = [site.configured(wanted)] if wanted is not None else list(site.loaded.instances.values())
     return [_row(site, files, each, uses, holds.get(each.instance_id), now) for each in served]
 
@@ -76,7 +77,7 @@ def _row(
         "state": "IN_USE" if hold is None else "HELD",
         "heldReason": None if hold is None else hold.code,
         "inaccessibleEncryptionDateTime": None if hold is None else hold.inaccessible_since.isoformat(),
-        "message": None if hold is None else f"{hold.message}; what to do: {ACTIONS[hold.code]}",
+        "message": None if hold is None else holdwords.told(hold, instance),
         "deliveryKmsKeyArns": delivery,
         "change": _change(site, instance),
         "neededKmsKeyArns": sorted({instance.kms_key_arn, *delivery.values()} | _needed(keys)),

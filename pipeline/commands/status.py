@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from pipeline import holdwords
 from pipeline.commands import screen
 from pipeline.commands.exits import ExitCode
 from pipeline.commands.ls import Shown, shown
 from pipeline.commands.options import ConfigOption, JsonOption, Site, StateDirOption, open_site
-from pipeline.errors import HoldCode
 
 if TYPE_CHECKING:
     from pipeline.delivery.holds import Hold
@@ -23,21 +23,6 @@ EXAMPLE = "Example: pipeline status --json"
 MOST_MISSING = 1_000
 SHOWN_MISSING = 10
 """Of the missing recordings that are told, the latest."""
-
-ACTIONS: Mapping[HoldCode, str] = {
-    HoldCode.KEY_DISABLED: "enable the KMS key",
-    HoldCode.KEY_PENDING_DELETION: "cancel the deletion of the KMS key, now: what is sealed under it would be lost",
-    HoldCode.KEY_INVALID_STATE: "see the state of the KMS key",
-    HoldCode.KEY_ACCESS_DENIED: "allow this service GenerateDataKey, Decrypt and DescribeKey on the KMS key",
-    HoldCode.KEY_NOT_FOUND: "check the KMS key's ARN in the instance's file",
-    HoldCode.KEY_UNREACHABLE: "check the way to the key service",
-    HoldCode.KEY_MISMATCH: "restore the key ring's files: a wrapped key is not its instance's",
-    HoldCode.DESTINATION_ACCESS_DENIED: "allow this service to write to the bucket, and check its owner",
-    HoldCode.DESTINATION_MISSING: "check the bucket's name and Region",
-    HoldCode.DESTINATION_WRONG_KEY: "objects in the bucket are under another KMS key: re-encrypt them",
-    HoldCode.DESTINATION_UNREACHABLE: "check the way to the bucket",
-}
-"""What a person can do about a hold. It then ends by itself."""
 
 
 def status(config: ConfigOption = None, state_dir: StateDirOption = None, as_json: JsonOption = False) -> None:
@@ -76,7 +61,7 @@ def _facts(site: Site) -> dict[str, Any]:
         "delivered": {"count": len(found.standing(State.DELIVERED))},
         "missing": _missing(site, files),
         "instances": _by_instance(site, found.names),
-        "holds": [_hold(site, hold) for hold in read_holds(f"{site.root}/holds", files)],
+        "holds": [_hold(site, hold, now) for hold in read_holds(f"{site.root}/holds", files)],
         "strangers": len(found.strangers),
         "canary": _canary(site, files, now),
         "service": {"running": pid is not None, "pid": pid},
@@ -160,17 +145,24 @@ def _canary(site: Site, files: "FileSystem", now: datetime) -> dict[str, Any] | 
     }
 
 
-def _hold(site: Site, hold: "Hold") -> dict[str, Any]:
+def _hold(site: Site, hold: "Hold", now: datetime) -> dict[str, Any]:
     from pipeline.ids import InstanceId
 
+    instance = site.loaded.instances.get(InstanceId(hold.instance_id))
+    held_s = (now - hold.inaccessible_since).total_seconds()
     return {
         "instance": site.alias(InstanceId(hold.instance_id)),
         "instanceId": str(hold.instance_id),
         "scope": hold.scope,
         "code": hold.code,
+        "kmsKeyArn": hold.kms_key_arn,
         "since": hold.inaccessible_since.isoformat(timespec="seconds"),
+        "heldS": round(held_s),
         "message": hold.message,
-        "action": ACTIONS[hold.code],
+        "safe": holdwords.safe(hold),
+        "action": holdwords.action(hold, instance),
+        "told": holdwords.told(hold, instance),
+        "decisionNeeded": held_s > site.settings.health.decide_after.total_seconds(),
     }
 
 
@@ -197,10 +189,10 @@ def _show(facts: Mapping[str, Any]) -> None:
     rows = [[each["instance"], *(each[state] for state in states)] for each in facts["instances"]]
     screen.table("", ("instance", *states), rows, right=states)
     for hold in facts["holds"]:
-        screen.say(
-            f"held since {hold['since']}: {hold['instance']} ({hold['scope']}), {hold['code']}: {hold['message']}"
-        )
-        screen.say(f"  what to do: {hold['action']}")
+        screen.say(f"held: {hold['instance']} ({hold['scope']}): {hold['told']}")
+        screen.say(f"  as it answered: {hold['message']}")
+        if hold["decisionNeeded"]:
+            screen.say(f"  held for {screen.age(hold['heldS'])}: {holdwords.DECISION}")
     if facts["poison"]["count"]:
         screen.say("what is poison waits for a person, its bytes kept; see `pipeline ls --state poison`")
     _show_missing(facts["missing"])

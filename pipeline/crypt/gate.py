@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from pipeline.errors import HoldCode, KeyBusyError, KeyUnavailableError, RefuseError
+from pipeline.errors import HoldCode, KeyBusyError, KeyThrottledError, KeyUnavailableError, RefuseError
 from pipeline.ports import Clock
 
 _FIRST_PAUSE_S = 1.0
@@ -41,6 +41,11 @@ class RingState:
     code: HoldCode | None = None
     """`None`: usable. `KEY_UNREACHABLE`: it does not answer, and keys in memory go on. Any other: it refuses."""
     since: datetime | None = None
+    message: str = ""
+    is_proven: bool = False
+    """Usable because it did what it was asked, and not only because nobody has asked yet."""
+    is_throttled: bool = False
+    """It answers, and asks for patience."""
 
 
 def is_refusal(call: Call, code: HoldCode) -> bool:
@@ -65,7 +70,7 @@ class Gates:
     def open(self, arns: Iterable[str]) -> None:
         """Have gates for these KMS keys and no others; one that is known remembers its last answer."""
         self._gates = {
-            (call, arn): self._gates.get((call, arn)) or _Gate(self._clock, self._random)
+            (call, arn): self._gates.get((call, arn)) or _Gate(arn, self._clock, self._random)
             for arn in arns
             for call in Call
         }
@@ -77,8 +82,14 @@ class Gates:
 
     def state(self, arn: str) -> RingState:
         """Tell how a KMS key last answered; a refusal outweighs silence."""
-        failed = [gate.state for call in Call if (gate := self._gates[call, arn]).state.code is not None]
-        return min(failed, key=lambda state: state.code is HoldCode.KEY_UNREACHABLE, default=RingState())
+        states = [self.answer(arn, call) for call in Call]
+        failed = [state for state in states if state.code is not None]
+        proven = RingState(is_proven=any(state.is_proven for state in states))
+        return min(failed, key=lambda state: state.code is HoldCode.KEY_UNREACHABLE, default=proven)
+
+    def answer(self, arn: str, call: Call) -> RingState:
+        """Tell how a KMS key last answered one call."""
+        return self._gates[call, arn].state
 
     @contextmanager
     def asking(self, call: Call, arn: str) -> Iterator[None]:
@@ -93,7 +104,8 @@ class Gates:
         try:
             yield
         except RefuseError as error:
-            held = KeyUnavailableError(HoldCode.KEY_INVALID_STATE, f"the KMS key does not serve {call}: {error}")
+            message = f"the KMS key does not serve {call}: {error}"
+            held = KeyUnavailableError(HoldCode.KEY_INVALID_STATE, message, key_arn=arn)
             gate.failed(held)
             raise held from error
         except (KeyUnavailableError, KeyBusyError) as error:
@@ -105,22 +117,22 @@ class Gates:
 class _Gate:
     """Remembers the last answer. A refusal stays until a success; silence after it does not hide it."""
 
-    __slots__ = ("_again_at", "_clock", "_failures", "_message", "_random", "state")
+    __slots__ = ("_again_at", "_arn", "_clock", "_failures", "_random", "state")
 
-    def __init__(self, clock: Clock, random: Callable[[], float]) -> None:
+    def __init__(self, arn: str, clock: Clock, random: Callable[[], float]) -> None:
+        self._arn = arn
         self._clock = clock
         self._random = random
         self._again_at = 0.0
         self._failures = 0
-        self._message = ""
         self.state = RingState()
 
     def check(self) -> None:
         if self.state.code is None or self._clock.monotonic() >= self._again_at:
             return
         if self.state.code is HoldCode.KEY_UNREACHABLE:
-            raise KeyBusyError(self._message)
-        raise KeyUnavailableError(self.state.code, self._message)
+            raise KeyBusyError(self.state.message)
+        raise KeyUnavailableError(self.state.code, self.state.message, key_arn=self._arn)
 
     def failed(self, error: KeyUnavailableError | KeyBusyError) -> None:
         """Begin the pause: 1 s, doubled each time up to 30 s, half of it by chance."""
@@ -130,14 +142,13 @@ class _Gate:
         pause = min(_FIRST_PAUSE_S * 2**self._failures, _LONGEST_PAUSE_S)
         self._failures = min(self._failures + 1, 10)
         self._again_at = self._clock.monotonic() + pause * (0.5 + 0.5 * self._random())
-        if self.state.code is None or code is not HoldCode.KEY_UNREACHABLE:
+        if self.state.code in {None, HoldCode.KEY_UNREACHABLE} or code is not HoldCode.KEY_UNREACHABLE:
             since = self.state.since if code is self.state.code else self._clock.now()
-            self.state = RingState(code, since)
-            self._message = str(error)
+            self.state = RingState(code, since, str(error), is_throttled=isinstance(error, KeyThrottledError))
 
     def end_pause(self) -> None:
         self._again_at = 0.0
 
     def succeeded(self) -> None:
         self._failures = 0
-        self.state = RingState()
+        self.state = RingState(is_proven=True)

@@ -211,6 +211,20 @@ class KeyRing:
         """How the current KMS key last answered; a refusal outweighs silence."""
         return self._gates.state(self.files.current_arn)
 
+    def answer(self, call: Call) -> RingState:
+        """How the current KMS key last answered one call."""
+        return self._gates.answer(self.files.current_arn, call)
+
+    async def prove(self) -> None:
+        """Ask the current KMS key for what new artifacts need, so that `state` tells how it is now.
+
+        Raises:
+            KeyUnavailableError, KeyBusyError: it does not give it.
+            StoreFullError, StoreIoError: a new data key's ring file could not be made durable.
+
+        """
+        await self._active_copy()
+
     @property
     def unusable(self) -> Mapping[KeyId, str]:
         """The keys whose ring files are not used, and why."""

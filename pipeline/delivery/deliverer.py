@@ -15,6 +15,7 @@ from pipeline.delivery.proof import Receipt, Subject, write_receipt
 from pipeline.delivery.source import opened
 from pipeline.delivery.upload import UploadPlan, deliver
 from pipeline.errors import (
+    KEY_CODES,
     ArtifactUnreadableError,
     DestinationBusyError,
     DestinationHeldError,
@@ -116,6 +117,10 @@ class Deliverer:
                     random=self._random,
                     head_allowed=self._head_allowed(*lane),
                 )
+        except DestinationHeldError as error:
+            if error.code in KEY_CODES and error.key_arn is None:
+                error.key_arn = storage.kms_key_arn  # S3 speaks of the bucket's
+            raise
         except DestinationBusyError:
             self._troubles[lane] += 1
             if self._troubles[lane] >= _TROUBLES:
@@ -157,13 +162,14 @@ class Deliverer:
         try:
             described = await self._keys(instance, storage.kms_key_arn).describe(storage.kms_key_arn)
         except KeyUnavailableError as error:
-            raise DestinationHeldError(error.code, f"the bucket's KMS key can't be used: {error}") from error
+            message = f"the bucket's KMS key can't be used: {error}"
+            raise DestinationHeldError(error.code, message, key_arn=storage.kms_key_arn) from error
         except (KeyBusyError, RefuseError):
             return
         code = _UNUSABLE.get(described.state)
         if code is not None:
             message = f"the bucket's KMS key is {described.state}; recordings are kept until it is enabled again"
-            raise DestinationHeldError(code, message)
+            raise DestinationHeldError(code, message, key_arn=storage.kms_key_arn)
 
     async def _settle(self, tenant: Tenant, name: ArtifactName, manifest: Manifest, receipt: Receipt) -> None:
         target = name.delivered()

@@ -25,7 +25,7 @@ from pipeline.errors import (
     KeyUnavailableError,
     RejectError,
 )
-from pipeline.ids import ArtifactId
+from pipeline.ids import ArtifactId, InstanceId
 from pipeline.interim.states import ArtifactName
 from pipeline.interim.store import InterimStore
 from pipeline.ports import Clock
@@ -92,8 +92,19 @@ class Dispatcher:
 
     def retry_now(self) -> None:
         """Look again at everything that waits: the configuration was read again."""
+        self._look_again(self._lanes.all())
+
+    def look_again(self, instance: InstanceId) -> None:
+        """Look again at what waits of one instance: its key can be used again."""
+        self._look_again(self._lanes.of(instance))
+
+    def is_waiting(self, instance: InstanceId) -> bool:
+        """Tell whether something of an instance waits to be delivered, so that its key is asked for."""
+        return any(lane.size for lane in self._lanes.of(instance))
+
+    def _look_again(self, lanes: Iterable[Lane]) -> None:
         now = self._clock.monotonic()
-        for lane in self._lanes.all():
+        for lane in lanes:
             lane.look_again(now)
             self._lanes.look(lane, now)
         self._wake.set()

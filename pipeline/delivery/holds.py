@@ -1,8 +1,8 @@
 """Holds: keys and destinations that can't be used now. They survive a restart and are what an operator is shown.
 
-On disk: one small JSON file per hold, `holds/<instance>.<scope>.json`; the scope is `keys`, the kind of recording whose
-destination it is, or one data key whose ring file can't be used. Artifacts are not touched by a hold: they stay sealed
-and go out in order when it ends.
+On disk: one small JSON file per hold, `holds/<instance>.<scope>.json`; the scope is `keys`, `sealing`, the kind of
+recording whose destination it is, or one data key whose ring file can't be used. Artifacts are not touched by a hold:
+they stay sealed and go out in order when it ends.
 """
 
 from datetime import datetime
@@ -11,6 +11,7 @@ from uuid import UUID
 import anyio
 import msgspec
 
+from pipeline import holdwords
 from pipeline.errors import HoldCode, HoldError, StoreIoError
 from pipeline.ids import InstanceId, KeyId, Kind
 from pipeline.interim.commit import Commit, GroupCommit
@@ -18,8 +19,10 @@ from pipeline.interim.states import ArtifactName
 from pipeline.ports import FileSystem
 from pipeline.trail import Trail
 
-KEYS = "keys"
+KEYS = holdwords.KEYS
 """Scope of a hold on the instance's own KMS key."""
+SEALING = holdwords.SEALING
+"""Scope of a hold on new recordings alone: KMS makes no data keys, and opens those that there are."""
 
 
 def data_key_scope(key_id: KeyId) -> str:
@@ -41,6 +44,8 @@ class Hold(msgspec.Struct, frozen=True, rename="camel"):
     message: str
     inaccessible_since: datetime
     """`inaccessibleEncryptionDateTime`: when it was first seen."""
+    kms_key_arn: str | None = None
+    """The KMS key that it is about, if it is about one."""
 
 
 class Holds:
@@ -68,6 +73,10 @@ class Holds:
         """Tell what holds one destination, if anything does."""
         return self._holds.get((instance, KEYS)) or self._holds.get((instance, kind))
 
+    def at(self, instance: InstanceId, scope: str) -> Hold | None:
+        """Give the hold of one scope."""
+        return self._holds.get((instance, scope))
+
     def of(self, name: ArtifactName) -> list[Hold]:
         """Give every hold that an artifact waits for."""
         found = (self._holds.get((name.instance_id, scope)) for scope in scopes_of(name))
@@ -79,8 +88,11 @@ class Holds:
             known = self._holds.get((instance, scope))
             if known is not None and known.code is error.code:
                 return False
-            hold = Hold(instance, scope, error.code, str(error), known.inaccessible_since if known else now)
-            line = self._trail.changed(instance, "HoldBegun", scope=scope, code=error.code)
+            since = known.inaccessible_since if known else now
+            hold = Hold(instance, scope, error.code, str(error), since, error.key_arn)
+            line = self._trail.changed(
+                instance, "HoldBegun", scope=scope, code=error.code, kmsKeyArn=error.key_arn, message=str(error)
+            )
             await self._commits.commit(Commit(files=((self._path(hold), msgspec.json.encode(hold)),), lines=(line,)))
             self._holds[instance, scope] = hold
             return True

@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from pipeline.errors import PipelineError, StoppingError, WriterClosedError
+from pipeline.errors import KeyBusyError, KeyUnavailableError, PipelineError, StoppingError, WriterClosedError
 from pipeline.intake import problems
 from pipeline.intake.access import RateLimit, bearer, token_of
 from pipeline.intake.address import parse_address, parse_record_address
@@ -24,6 +24,7 @@ from pipeline.intake.problems import Problem
 from pipeline.intake.reception import Reception, Source
 from pipeline.intake.recorder import Recorder, WrongOffsetError
 from pipeline.intake.records import RecordRoutes
+from pipeline.intake.unrepeated import Unrepeated, source_of
 from pipeline.ports import Clock
 from pipeline.settings import HttpSettings
 from pipeline.tenants import Tenant, Tenants
@@ -63,6 +64,7 @@ class HttpIntake:
         clock: Clock,
         is_ready: Callable[[], bool],
         report: Callable[[], HealthReport],
+        unrepeated: Unrepeated,
     ) -> None:
         self._settings = settings
         self._tenants = tenants
@@ -73,6 +75,7 @@ class HttpIntake:
         self._clock = clock
         self._is_ready = is_ready
         self._report = report
+        self._unrepeated = unrepeated
         self.stopping = False
         """Set by the service when it goes down: what is in hand may end, nothing new begins."""
 
@@ -116,7 +119,11 @@ class HttpIntake:
         claims = read_claims(headers, address)
         match method:
             case "PUT":
-                return await self._put(tenant, claims, receive)
+                try:
+                    return await self._put(tenant, claims, receive)
+                except (KeyUnavailableError, KeyBusyError):
+                    self._unrepeated.refused(tenant.instance.instance_id, source_of(headers))
+                    raise
             case "HEAD":
                 return await self._head(tenant, claims.source)
             case _:

@@ -34,6 +34,7 @@ from pipeline.delivery.buffers import BufferPool
 from pipeline.delivery.deliverer import Deliverer
 from pipeline.delivery.dispatcher import Dispatcher
 from pipeline.delivery.holds import Holds
+from pipeline.delivery.keywatch import KeyWatch
 from pipeline.delivery.lanes import Backoff
 from pipeline.delivery.publisher import Publisher
 from pipeline.ids import InstanceId
@@ -49,7 +50,7 @@ from pipeline.intake.sweep import Sweep
 from pipeline.interim.commit import GroupCommit
 from pipeline.interim.store import InterimStore
 from pipeline.interim.volume import Volume
-from pipeline.ports import FileSystem
+from pipeline.ports import FileSystem, KeyService
 from pipeline.receipts import ReceiptFolder
 from pipeline.settings import DeliverySettings, StoreSettings
 from pipeline.tenants import Tenant, Tenants
@@ -140,6 +141,8 @@ class World:
     instances: dict[InstanceId, Instance] = field(default_factory=lambda: {A: instance(A)})
     buckets: dict[InstanceId, Bucket] = field(default_factory=dict)
     kms: Kms = field(init=False)
+    keys: KeyService | None = None
+    """Another key service than `kms`."""
     sink: Sink = field(init=False)
     store_id: str | None = None
     """What the configuration knows."""
@@ -189,6 +192,7 @@ class Node:
     sweep: Sweep
     holds: Holds
     dispatcher: Dispatcher
+    keywatch: KeyWatch
     publisher: Publisher
     folder: ReceiptFolder
 
@@ -198,7 +202,9 @@ class Node:
 
 
 @asynccontextmanager
-async def node(world: World, *, delivers: bool = True, sweeps: bool = True) -> AsyncIterator[Node]:
+async def node(
+    world: World, *, delivers: bool = True, sweeps: bool = True, watches: bool = False
+) -> AsyncIterator[Node]:
     """Start a process as the service does, and end it as a stop does; some of what runs by itself may be left out."""
     made = made_node(world)
     for tenant in made.tenants:
@@ -215,6 +221,8 @@ async def node(world: World, *, delivers: bool = True, sweeps: bool = True) -> A
                         made.dispatcher.add(name)
                 if delivers:
                     stages.start_soon(made.dispatcher.run, name="delivery")
+                if watches:
+                    stages.start_soon(made.keywatch.run, name="keys")
                 if sweeps:
                     stages.start_soon(made.sweep.run, name="sweep")
                     stages.start_soon(made.store.room.run, name="volume")
@@ -249,7 +257,7 @@ def made_node(world: World) -> Node:
         tenants=tenants,
         trail=trail,
         destinations=lambda each, storage: Connection(world.buckets[each.instance_id], storage, world.weather, chance),
-        keys=lambda _instance, _arn: world.kms,
+        keys=lambda _instance, _arn: world.keys or world.kms,
         head_allowed=lambda _instance, _kind: True,
         pool=BufferPool(16 * 2**20),
         clock=clock,
@@ -293,6 +301,14 @@ def made_node(world: World) -> Node:
         ),
         holds=holds,
         dispatcher=dispatcher,
+        keywatch=KeyWatch(
+            tenants=tenants,
+            holds=holds,
+            dispatcher=dispatcher,
+            clock=clock,
+            random=chance.random,
+            settings=world.delivery,
+        ),
         publisher=Publisher(
             "sqs",
             world.sink,
@@ -313,7 +329,7 @@ def _ring(world: World, each: Instance, files: FileSystem) -> KeyRing:
         previous_arn=None,
         directory=f"{ROOT}/keys/{each.instance_id}",
         files=files,
-        service=world.kms,
+        service=world.keys or world.kms,
         clock=world.clock,
         cache=CACHE,
         seal_grace=GRACE,

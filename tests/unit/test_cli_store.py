@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from typer.testing import CliRunner
 from pipeline.adapters.disk import Disk
 from pipeline.canary import Arrival
 from pipeline.cli import app
-from pipeline.config import load_instances
+from pipeline.config import load_instances, save_instance
 from pipeline.errors import HoldCode
 from pipeline.ids import ArtifactId
+from pipeline.instances import KeyAccess
 from pipeline.intake.missinglog import Missing, missing_line
 from pipeline.interim.survey import begun, survey
 from tests.cli_store import BODY, World, hold
@@ -149,10 +151,29 @@ def test_status_tells_holds_with_what_to_do_and_ends_with_4(world: World) -> Non
     hold(world.state, "keys", HoldCode.KEY_DISABLED)
     result = world.run("status")
     assert result.exit_code == 4
-    assert (
-        "held since 2026-11-23T12:00:00+00:00: acme (keys), KEY_DISABLED: the bucket said no\\x1b[2J" in result.stdout
-    )
-    assert "what to do: enable the KMS key" in result.stdout
+    assert "held: acme (keys): the KMS key" in result.stdout
+    assert "is disabled (KEY_DISABLED), since 2026-11-23T12:00:00+00:00; what is sealed here is safe" in result.stdout
+    assert "To do: enable the KMS key" in result.stdout
+    assert "as it answered: the bucket said no\\x1b[2J" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("access", "what"),
+    [(KeyAccess.GRANT, "pipeline grants create acme"), (KeyAccess.POLICY, "pipeline policy show acme")],
+)
+def test_status_tells_how_access_to_a_key_is_given_back(world: World, access: KeyAccess, what: str) -> None:
+    config = world.state.parent / "config"
+    save_instance(config, replace(load_instances(config).instances[ACME], key_access=access))
+    hold(world.state, "keys", HoldCode.KEY_ACCESS_DENIED)
+    (told,) = json.loads(world.run("status", "--json").stdout)["holds"]
+    assert told["action"].endswith(what)
+    assert told["decisionNeeded"] == (told["heldS"] > 7 * 86_400)
+
+
+def test_status_asks_for_a_decision_after_the_time_that_is_set(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(world.state, "keys", HoldCode.KEY_NOT_FOUND)
+    monkeypatch.setenv("PIPELINE_HEALTH_DECIDE_AFTER_S", "60")
+    assert "decide: mend it" in world.run("status").stdout
 
 
 def test_status_of_an_idle_store_is_0(world: World) -> None:
@@ -346,7 +367,8 @@ def test_instance_remove_refuses_while_recordings_are_held_and_keeps_everything_
     assert world.run("instance", "remove", "acme", "--force").exit_code == 3  # without a reason
     assert ACME in load_instances(config).instances
     done = world.run("instance", "remove", "acme", "--force", "--reason", "moved away", "--json")
-    assert json.loads(done.stdout) == {"instanceId": str(ACME), "undelivered": 2, "serviceTold": False}
+    answer = {"instanceId": str(ACME), "undelivered": 2, "grantsRetired": 0, "serviceTold": False}
+    assert json.loads(done.stdout) == answer
     assert set(load_instances(config).instances) == {GLOBEX}
     assert world.file(world.sealed).exists()
     (log,) = (world.state / "audit" / str(ACME)).glob("*.jsonl")

@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 
 from pipeline.cli import Commands, app
 from pipeline.commands.exits import ExitCode, code_of
-from pipeline.commands.status import ACTIONS
 from pipeline.errors import (
     DestinationBusyError,
     DestinationHeldError,
@@ -21,6 +20,7 @@ from pipeline.errors import (
     RefuseError,
     SegmentForgedError,
 )
+from pipeline.holdwords import ACTIONS, WHAT
 
 TOP = ["serve", "put", "feed", "ls", "status", "get", "verify", "restore", "kms", "doctor"]
 ALL = [
@@ -119,7 +119,7 @@ def test_a_traceback_shows_no_locals() -> None:
 
 
 def test_every_hold_says_what_to_do() -> None:
-    assert set(ACTIONS) == set(HoldCode)
+    assert set(ACTIONS) == set(WHAT) == set(HoldCode)
 
 
 def test_the_command_line_starts_without_what_only_some_commands_need() -> None:

@@ -13,6 +13,7 @@ from pipeline.delivery.holds import KEYS, Holds
 from pipeline.errors import DestinationHeldError, HoldCode, KeyUnavailableError
 from pipeline.health import Health, Line, Mark, Report, Watched
 from pipeline.ids import ArtifactId, Kind
+from pipeline.intake.unrepeated import Unrepeated
 from pipeline.settings import HealthSettings
 from tests.fault.test_f16_clock import world_at
 from tests.intake_server import serving
@@ -56,6 +57,7 @@ async def asked(process: Node, **changes: object) -> Asked:
         clock=process.world.clock,
         refused_files=lambda: 0,
         servers_up=None,
+        unrepeated=Unrepeated(),
     )
     watched = replace(watched, **changes)  # type: ignore[arg-type]
     phase: list[str | None] = [None]
@@ -260,3 +262,46 @@ async def test_anybody_may_ask_and_is_answered_as_they_ask(tmp_path: Path) -> No
             assert document.headers["content-type"] == "application/json"
             assert {each.headers["cache-control"] for each in (plain, lines, document)} == {"no-store"}
             assert (await server.ask("GET", "/livez", token=None)).body == b"ok\n"
+
+
+# --- holds that last
+
+
+async def held_for(process: Node, days: float) -> Asked:
+    """Have a hold on the instance's key that began so long ago."""
+    test = await asked(process)
+    now = process.world.clock.now()
+    await test.holds.begin(A, KEYS, refusal(HoldCode.KEY_DISABLED), now - timedelta(days=days))
+    return test
+
+
+async def test_after_an_hour_the_alarm_names_the_key_what_is_safe_and_what_to_do(tmp_path: Path) -> None:
+    world, _ = world_at(tmp_path)
+    async with node(world) as process:
+        test = await held_for(process, days=2 / 24)
+        test.watched.unrepeated.refused(A, "FreeSWITCH")
+        test.watched.unrepeated.refused(A, "FreeSWITCH")
+        test.watched.unrepeated.refused(A, None)
+        with capture_logs() as logs:
+            test.health.say()
+        (alarm,) = [each for each in logs if each["event"] == "hold.long"]
+        assert alarm["lost_uploads"] == {"FreeSWITCH": 2}
+        assert all(word in alarm["detail"] for word in ("KEY_DISABLED", "safe", "enable the KMS key", "since"))
+        lost = test.line("lost uploads")
+        assert (lost.mark, lost.detail.endswith("FreeSWITCH 2")) == (Mark.WARNS, True)
+
+        await test.holds.end(A, KEYS)
+        test.health.say()
+        assert "lost uploads" not in {line.part for line in test.health.report().lines}
+
+
+async def test_after_seven_days_an_operator_is_asked_to_decide_and_the_node_stays_ready(tmp_path: Path) -> None:
+    world, _ = world_at(tmp_path)
+    async with node(world) as process:
+        test = await held_for(process, days=8)
+        with capture_logs() as logs:
+            test.health.say()
+        (alarm,) = [each for each in logs if each["event"] == "hold.decision_needed"]
+        assert alarm["decision"].startswith("decide:")
+        assert test.line("decisions").mark is Mark.WARNS
+        assert test.health.report().is_ready
