@@ -22,10 +22,11 @@ from pipeline.intake.address import RecordAddress
 from pipeline.intake.body import take_body
 from pipeline.intake.problems import Problem
 from pipeline.records.classes import policy_of
+from pipeline.records.drafts import ALWAYS, Condition, Draft
 from pipeline.records.finding import is_json
 from pipeline.records.sealing import BODY_LIMIT, Record
 from pipeline.records.shelves import Shelf, Shelves
-from pipeline.records.store import ALWAYS, PAGE, Condition, Draft, RecordStore
+from pipeline.records.store import PAGE, RecordStore
 from pipeline.settings import HttpSettings
 from pipeline.tenants import Tenant
 

@@ -50,15 +50,19 @@ def normal(kind: Normal, value: str) -> str:
 
 def entries(policy: Policy, found: Mapping[str, Any] | None) -> list[tuple[Field, str]]:
     """List what a record is to be found by: index and normal form, each once."""
-    if found is None:
+    if found is None or not policy.fields:
         return []
-    listed = {
-        (field.name, normal(field.normal, value)): field
-        for field in policy.fields
-        for path in field.paths
-        for value in values(found, path)
-        if value.strip() and len(value) <= _LONGEST
-    }
+    names = {name.lower(): name for name in reversed(list(found))}
+    listed: dict[tuple[str, str], Field] = {}
+    for field in policy.fields:
+        for path in field.paths:
+            first, _, rest = path.partition(".")
+            spelled = first if first in found else names.get(first.lower())
+            if spelled is None:
+                continue
+            for value in values(found[spelled], rest):
+                if value.strip() and len(value) <= _LONGEST:
+                    listed[field.name, normal(field.normal, value)] = field
     return [(field, value) for (_, value), field in list(listed.items())[:MOST_VALUES]]
 
 

@@ -51,15 +51,10 @@ class Scope:
     """What its records belong to. Two instances of one account share its keys, and no records."""
     context: Mapping[str, str]
 
-    @property
-    def owner(self) -> InstanceId:
-        """The id by which its key ring knows it."""
-        return InstanceId(uuid5(_NAMESPACE, f"{self.policy.data_class}\0{self.name}"))
-
-    @property
-    def shelf(self) -> bytes:
-        """The 16 bytes by which the engine knows its records."""
-        return uuid5(_NAMESPACE, f"{self.policy.data_class}\0{self.shelf_name}").bytes
+    owner: InstanceId
+    """The id by which its key ring knows it."""
+    shelf: bytes
+    """The 16 bytes by which the engine knows its records."""
 
     @property
     def directory(self) -> str:
@@ -118,7 +113,7 @@ def scope_of(policy: Policy, instance_id: InstanceId, account_id: str, config: S
             name = f"{config.arn}/object-types/{config.object_type}"
         case _:
             name = str(config.arn)
-    shared = policy.key_scope is not ScopeKind.ACCOUNT
+    shelf_name = f"{name}/instance/{instance_id}" if policy.key_scope is ScopeKind.ACCOUNT else name
     values = {
         "pipeline:accountId": account_id,
         "aws:accountId": account_id,
@@ -133,7 +128,9 @@ def scope_of(policy: Policy, instance_id: InstanceId, account_id: str, config: S
     return Scope(
         policy=policy,
         name=name,
-        shelf_name=name if shared else f"{name}/instance/{instance_id}",
+        shelf_name=shelf_name,
+        owner=InstanceId(uuid5(_NAMESPACE, f"{policy.data_class}\0{name}")),
+        shelf=uuid5(_NAMESPACE, f"{policy.data_class}\0{shelf_name}").bytes,
         context={key: str(values[key]) for key in policy.context_keys},
     )
 

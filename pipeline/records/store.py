@@ -5,7 +5,7 @@ before a change counts and before plaintext is given out. A put is acknowledged 
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -20,10 +20,11 @@ from pipeline.interim.commit import Commit, GroupCommit
 from pipeline.interim.logs import LogLine
 from pipeline.ports import Clock
 from pipeline.records import finding, sealing
+from pipeline.records.drafts import ALWAYS, Checked, Condition, Draft, checked
 from pipeline.records.policy import Audit, Field
 from pipeline.records.retention import expiry
 from pipeline.records.rows import RecordEngine, Row, RowChange, RowConflictError
-from pipeline.records.sealing import BODY_LIMIT, ID_LIMIT, Record
+from pipeline.records.sealing import Record
 from pipeline.records.shelves import Shelf
 from pipeline.trail import Trail
 
@@ -36,44 +37,6 @@ _ATTEMPTS = 8
 
 CheckRoom = Callable[[InstanceId, int], None]
 """Refuse what there is no room for."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Draft:
-    """A record to be put."""
-
-    id: str
-    body: bytes
-    content_type: str = "application/json"
-    part: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """What has to be there for a change to be made."""
-
-    version: int | None = None
-    """This version; 0: nothing."""
-    present: bool = False
-    """Any version."""
-
-    def check(self, version: int) -> None:
-        """Compare with what is there; 0 is nothing.
-
-        Raises:
-            RecordChangedError: it is something else.
-
-        """
-        if self.version not in {None, version} or (self.present and version == 0):
-            raise RecordChangedError("the record is not at the version that was named; nothing was changed")
-
-    @property
-    def is_none(self) -> bool:
-        """Whether there is none."""
-        return self.version is None and not self.present
-
-
-ALWAYS = Condition()
 
 
 class RecordStore:
@@ -108,12 +71,14 @@ class RecordStore:
             DeferError: put them again.
 
         """
-        for number, draft in enumerate(drafts):
-            _check(draft, shelf, f"[{number}]" if len(drafts) > 1 else "")
+        is_many = len(drafts) > 1
+        ready = [
+            checked(draft, shelf.scope.policy, f"[{number}]" if is_many else "") for number, draft in enumerate(drafts)
+        ]
         self._check_room(caller.instance_id, sum(len(draft.body) for draft in drafts))
         for _ in range(_ATTEMPTS):
             async with shelf.sealing() as key:
-                changes = await self._changes(shelf, key, drafts, condition)
+                changes = await self._changes(shelf, key, ready, condition)
                 await self._tell_changes(caller, shelf, "RecordPut", changes)
                 try:
                     await self._engine.write(changes)
@@ -190,10 +155,10 @@ class RecordStore:
     # --- inside
 
     async def _changes(
-        self, shelf: Shelf, key: DataKey, drafts: Sequence[Draft], condition: Condition
+        self, shelf: Shelf, key: DataKey, drafts: Sequence[Checked], condition: Condition
     ) -> list[RowChange]:
         blind = await shelf.blind()
-        tags = [[sealing.tag_of(each, draft.id) for each in blind] for draft in drafts]
+        tags = [[sealing.tag_of(each, each_draft.draft.id) for each in blind] for each_draft in drafts]
         rows = await self._engine.rows(shelf.scope.shelf, [tag for known in tags for tag in known])
         there = {row.tag: row.version for row in rows}
         now = self._clock.now()
@@ -264,24 +229,13 @@ class RecordStore:
         )
 
 
-def _check(draft: Draft, shelf: Shelf, path: str) -> None:
-    if not 0 < len(draft.id) <= ID_LIMIT or not draft.id.isprintable():
-        raise RefuseError(f"1 to {ID_LIMIT} printable characters", field=f"{path}.id".lstrip("."))
-    if len(draft.body) > BODY_LIMIT:
-        raise RefuseError(f"a record may have at most {BODY_LIMIT} bytes", field=f"{path}.data".lstrip("."))
-    if finding.is_json(draft.content_type) and finding.members(draft.content_type, draft.body) is None:
-        raise RefuseError("must be a JSON object", field=f"{path}.data".lstrip("."))
-    shelf.scope.policy.part(draft.part)
-
-
 def _change(
-    shelf: Shelf, draft: Draft, key: DataKey, blind: BlindKey, tag: bytes, version: int, now: datetime
+    shelf: Shelf, ready: Checked, key: DataKey, blind: BlindKey, tag: bytes, version: int, now: datetime
 ) -> RowChange:
     """Seal a draft as the next version of its record."""
-    scope, found = shelf.scope, finding.members(draft.content_type, draft.body)
-    part = scope.policy.part(draft.part)
+    scope, draft = shelf.scope, ready.draft
     record = Record(draft.id, draft.body, draft.content_type, version + 1, now, draft.part or "")
-    expires = expiry(shelf.place, part, found, now)
+    expires = expiry(shelf.place, ready.part, ready.found, now)
     row = Row(
         shelf=scope.shelf,
         tag=tag,
@@ -291,7 +245,7 @@ def _change(
         expires=None if expires is None else int(expires.timestamp()),
         part=record.part,
     )
-    return RowChange(scope.shelf, tag, version, row, _blinds(shelf, blind, found))
+    return RowChange(scope.shelf, tag, version, row, _blinds(shelf, blind, ready.found))
 
 
 def sealed_again(shelf: Shelf, key: DataKey, blind: Sequence[BlindKey], row: Row, record: Record) -> RowChange:

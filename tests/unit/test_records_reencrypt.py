@@ -12,10 +12,10 @@ import pytest
 from pipeline.crypt.rewrap import Side, SideError
 from pipeline.errors import HoldCode
 from pipeline.records import reencrypt as module
+from pipeline.records.drafts import ALWAYS, Draft, checked
 from pipeline.records.reencrypt import Standing, former_keys, reencrypt, standing
 from pipeline.records.rows import RowChange
 from pipeline.records.shelves import Shelf
-from pipeline.records.store import ALWAYS, Draft
 from tests.records_fixture import Records, records_over
 from tests.store_fixture import World, node
 from tests.unit.keyring_fakes import ARN, A, refusal
@@ -183,7 +183,7 @@ async def test_who_puts_meanwhile_loses_nothing(tmp_path: Path) -> None:
                 while await records.engine.count(shelf.scope.shelf, [key.key_id]):
                     await anyio.lowlevel.checkpoint()
                 assert not ended.is_set()
-                changes = await records.store._changes(before, key, [late], ALWAYS)
+                changes = await records.store._changes(before, key, [checked(late, before.scope.policy)], ALWAYS)
                 await records.engine.write(changes)
                 before.of_scope.sealing[key.key_id] -= 1  # type: ignore[union-attr]
                 with anyio.fail_after(20):

@@ -21,10 +21,10 @@ from pipeline.errors import (
     StoreIoError,
 )
 from pipeline.records.classes import POLICIES
+from pipeline.records.drafts import Condition, Draft
 from pipeline.records.policy import Audit, KeyChange
 from pipeline.records.sealing import Record, context
 from pipeline.records.shelves import ServiceKey
-from pipeline.records.store import Condition, Draft
 from tests.records_fixture import KEPT, SERVICE_ARN, Records, records_over, with_records
 from tests.store_fixture import World, instance, node
 from tests.unit.keyring_fakes import ARN, A, B, refusal

@@ -1,0 +1,246 @@
+"""Measure records: the real service and its key server, profiles imported, found by number, and put under another key.
+
+The service is killed in the middle of the change of key and started again; the same command ends it. A get waits for
+its audit record to be synced, so the disk decides how long one takes alone: what the store itself needs is told apart,
+and what one costs when many are asked for at a time.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import structlog
+from progress import say
+
+from pipeline.client import Patience, Server, connected, record_path
+from pipeline.commands.imports import Batch, Import, batches
+from pipeline.records import finding, sealing
+from pipeline.records.drafts import Draft
+from tests.kms_server import new_key
+from tests.node import Caller, ProcessNode, process_node
+from tests.records_fixture import Records, records_over
+from tests.records_site import RecordSite, record_site
+from tests.sites import Party
+from tests.store_fixture import World, node
+from tests.unit.keyring_fakes import A
+
+CLASS = "profiles_domain"
+GETS = 400
+CALLERS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What was seen."""
+
+    profiles: int
+    imported_per_s: float
+    found_median_ms: float
+    """By HTTP, one after the other, the audit record synced each time."""
+    found_many_ms: float
+    """The same, from many callers at a time: time for all, by their number."""
+    sync_ms: float
+    """What one sync of this disk takes, for comparison."""
+    store_median_ms: float
+    """Of the store alone: index, row, opening; without its audit record's sync."""
+    change_s: float
+    """All records under another KMS key, a kill and a restart in between included."""
+    lost: int
+
+
+def number(each: int) -> str:
+    """Give a profile's telephone number."""
+    return f"+4930{each:08}"
+
+
+def body(each: int) -> bytes:
+    """Make a profile of some 500 bytes."""
+    profile = {
+        "FirstName": "Erika",
+        "LastName": f"Mustermann-{each}",
+        "PhoneNumber": number(each),
+        "EmailAddress": f"erika.{each}@example.com",
+        "AccountNumber": f"A-{each}",
+        "Attributes": {"note": "x" * 300},
+    }
+    return json.dumps(profile).encode()
+
+
+def lines(profiles: int) -> bytes:
+    """Make a file to import."""
+    return b"".join(b'{"id":"p-%d","data":%s}\n' % (each, body(each)) for each in range(profiles))
+
+
+class Once:
+    """Bytes as a stream."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = memoryview(content)
+
+    def read1(self, size: int, /) -> bytes:
+        """Give the next."""
+        piece, self._content = bytes(self._content[:size]), self._content[size:]
+        return piece
+
+
+async def _measured(profiles: int, folder: Path) -> Result:
+    say(f"importing {profiles} profiles")
+    async with _running(folder) as (records, running):
+        party = records.site.acme
+        content = await anyio.to_thread.run_sync(lines, profiles)
+        imported = await _imported(running.caller, party, list(batches(Once(content))))
+        say("finding by number")
+        found = await _timed(lambda each: _find(records, party, each), profiles)
+        many = await _together(lambda each: _find(records, party, each), profiles)
+        say("changing the KMS key, with a kill in between")
+        changed, lost = await _changed(records, running, party, profiles)
+    say("the store alone")
+    alone = await _alone(folder / "alone", profiles)
+    return Result(profiles, imported, found, many, _sync_ms(folder), alone, changed, lost)
+
+
+@asynccontextmanager
+async def _running(folder: Path) -> AsyncIterator[tuple[RecordSite, ProcessNode]]:
+    async with record_site(folder) as records, process_node(records.site) as running:
+        records.caller = running.caller
+        yield records, running
+
+
+async def _imported(caller: Caller, party: Party, pieces: list[Batch]) -> float:
+    path = record_path(str(party.instance.instance_id), CLASS)
+    async with connected(Server(caller.url, party.token)) as client:
+        sending = Import(client, path, Patience(60, notice=say))
+        started = time.monotonic()
+        for piece in pieces:
+            await sending.send(piece)
+        return sending.new / (time.monotonic() - started)
+
+
+async def _find(records: RecordSite, party: Party, each: int) -> None:
+    found = await records.find(party, CLASS, "phone", number(each))
+    assert len(found) == 1, found
+
+
+def _some(profiles: int) -> Iterator[int]:
+    return ((each * 7919) % profiles for each in range(GETS))
+
+
+async def _timed(ask: Callable[[int], Awaitable[None]], profiles: int) -> float:
+    took = []
+    for each in _some(profiles):
+        started = time.perf_counter()
+        await ask(each)
+        took.append(time.perf_counter() - started)
+    return statistics.median(took) * 1e3
+
+
+async def _together(ask: Callable[[int], Awaitable[None]], profiles: int) -> float:
+    limiter = anyio.CapacityLimiter(CALLERS)
+
+    async def one(each: int) -> None:
+        async with limiter:
+            await ask(each)
+
+    started = time.perf_counter()
+    async with anyio.create_task_group() as group:
+        for each in _some(profiles):
+            group.start_soon(one, each)
+    return (time.perf_counter() - started) / GETS * 1e3
+
+
+async def _changed(records: RecordSite, running: ProcessNode, party: Party, profiles: int) -> tuple[float, int]:
+    async with records.keys.client("admin") as admin:
+        new = await new_key(admin)
+    config = str(Path(records.site.settings.config_dir) / "pipeline.toml")
+    command = ("records", "change-key", "acme", CLASS, new, "--config", config, "--json")
+    started = time.monotonic()
+    async with anyio.create_task_group() as group:
+        group.start_soon(records.cli, party, *command)
+        while not _is_under_way(records, profiles):  # noqa: ASYNC110 - another process is watched
+            await anyio.sleep(0.02)
+        running.kill()
+    await running.start()
+    answer: dict[str, str] = {}
+    while answer.get("UpdateStatus") != "COMPLETED":
+        answer = json.loads((await records.cli(party, *command)).stdout)
+    took = time.monotonic() - started
+    lost = 0
+    for each in _some(profiles):
+        answered = await records.get(party, CLASS, f"p-{each}")
+        lost += answered.body != body(each)
+    return took, lost
+
+
+def _is_under_way(records: RecordSite, profiles: int) -> bool:
+    """Tell whether some records, and not all, are done."""
+    for path in records.site.state.glob("jobs/*.report.json"):
+        report = json.loads(path.read_bytes())
+        return bool(0 < report["done"] < profiles or report["status"] == "COMPLETED")
+    return False
+
+
+async def _alone(folder: Path, profiles: int) -> float:
+    folder.mkdir()
+    async with node(World(root=folder)) as process, records_over(process) as records:
+        shelf = records.shelf(CLASS, A)
+        for first in range(0, profiles, 2000):
+            drafts = [Draft(id=f"p-{each}", body=body(each)) for each in range(first, min(first + 2000, profiles))]
+            await records.store.put_all(records.caller(A), shelf, drafts)
+        return await _timed(lambda each: _looked_up(records, each), profiles)
+
+
+async def _looked_up(records: Records, each: int) -> None:
+    shelf = records.shelf(CLASS, A)
+    field = shelf.scope.policy.field("phone")
+    assert field is not None
+    blind = await shelf.blind()
+    digests = [("phone", key.digest("index/phone", finding.normal(field.normal, number(each)))) for key in blind]
+    (row,) = await records.engine.found(shelf.scope.shelf, digests, 10)
+    record = sealing.open_record(await shelf.opening(row.key_id), blind, shelf.scope, row)
+    assert record.body == body(each)
+
+
+def _sync_ms(folder: Path) -> float:
+    took = []
+    handle = os.open(folder / "sync", os.O_RDWR | os.O_CREAT, 0o600)
+    for _ in range(50):
+        os.write(handle, b"x" * 500)
+        started = time.perf_counter()
+        os.fsync(handle)
+        took.append(time.perf_counter() - started)
+    os.close(handle)
+    return statistics.median(took) * 1e3
+
+
+def main() -> int:
+    """Measure, print, and fail if anything was lost."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profiles", type=int, default=100_000)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with (
+        tempfile.TemporaryDirectory(prefix="pipeline-bench-") as folder,
+        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+    ):
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(nowhere))
+        result = anyio.run(_measured, options.profiles, Path(folder))
+    if options.json:
+        print(json.dumps(asdict(result)))
+    else:
+        for name, value in asdict(result).items():
+            print(f"{name:20} {value:,.2f}" if isinstance(value, float) else f"{name:20} {value:,}")
+    return 1 if result.lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
