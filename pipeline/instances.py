@@ -90,6 +90,10 @@ class Instance:
     """The KMS key its data keys are made under."""
     previous_kms_key_arn: str | None = None
     key_access: KeyAccess = KeyAccess.POLICY
+    role_arn: str | None = None
+    """Role that is taken on for its keys and buckets; without one the service uses its own."""
+    external_id: str | None = None
+    """What the role's owner asks for, so that nobody else has us take it on."""
     token_sha256: tuple[str, ...] = ()
     """Hex SHA-256 of each token that may write."""
     storage: Mapping[Kind, Storage] = field(default_factory=dict)
@@ -135,6 +139,7 @@ _Region = Annotated[str, Meta(pattern=r"^[a-z]{2}(?:-[a-z]+)+-[0-9]{1,2}\Z")]
 _Expected = Annotated[
     str, Meta(pattern=r"^(?:voice|screen|chat)(?:/[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}|(?:\.[A-Za-z0-9]{1,10})?)\Z")
 ]
+_ROLE = r"^arn:aws(?:-[a-z]+)*:iam::[0-9]{12}:role/[A-Za-z0-9_+=,.@/-]{1,512}\Z"
 _TokenHash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 KEY_ARN = re.compile(r"arn:aws(?:-[a-z]+)*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]{1,64}")
 _BUCKET = re.compile(r"(?!.*\.\.)(?![0-9.]+\Z)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -208,6 +213,8 @@ class _File(Struct, forbid_unknown_fields=True):
     kms_key_arn: str
     previous_kms_key_arn: str | None = None
     key_access: KeyAccess = KeyAccess.POLICY
+    role_arn: Annotated[str, Meta(pattern=_ROLE)] | None = None
+    external_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_+=,.@:/-]{2,1224}\Z")] | None = None
     token_sha256: tuple[_TokenHash, ...] = ()
     limits: _Limits = msgspec.field(default_factory=_Limits)
     expects: Annotated[tuple[_Expected, ...], Meta(max_length=10)] = ()
@@ -230,6 +237,8 @@ def parse(text: str, *, name: str) -> Instance:
         raise _refusal(str(error)) from None
     if name != file_name(InstanceId(given.instance_id)):
         raise RefuseError("The file's name is not <instance id>.toml", field="instance_id")
+    if given.external_id is not None and given.role_arn is None:
+        raise RefuseError("It is for the role that role_arn names, and there is none", field="external_id")
     _check_key("kms_key_arn", given.kms_key_arn)
     if given.previous_kms_key_arn is not None:
         _check_key("previous_kms_key_arn", given.previous_kms_key_arn)
@@ -241,6 +250,8 @@ def parse(text: str, *, name: str) -> Instance:
         kms_key_arn=given.kms_key_arn,
         previous_kms_key_arn=given.previous_kms_key_arn,
         key_access=given.key_access,
+        role_arn=given.role_arn,
+        external_id=given.external_id,
         token_sha256=given.token_sha256,
         storage=_storage(given.storage),
         limits=Limits(**msgspec.structs.asdict(given.limits)),
@@ -261,6 +272,11 @@ def render(instance: Instance) -> str:
     if instance.previous_kms_key_arn is not None:
         document["previous_kms_key_arn"] = instance.previous_kms_key_arn
     document["key_access"] = instance.key_access.value
+    document |= {
+        name: value
+        for name, value in (("role_arn", instance.role_arn), ("external_id", instance.external_id))
+        if value is not None
+    }
     document["token_sha256"] = list(instance.token_sha256)
     if instance.expects:
         document["expects"] = list(instance.expects)

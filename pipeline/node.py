@@ -4,6 +4,7 @@ Part of the composition root: it chooses adapters.
 """
 
 import random
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import timedelta
@@ -22,19 +23,20 @@ from pipeline.adapters.clock import SystemClock
 from pipeline.adapters.disk import Disk
 from pipeline.adapters.kms import AwsKeyService
 from pipeline.adapters.s3 import S3Destination
-from pipeline.adapters.sts import own_principal
+from pipeline.adapters.sts import Role, RoleSession, own_principal
 from pipeline.audit.records import Actor
 from pipeline.crypt.duty import KEY_LIFE
 from pipeline.crypt.grants import GrantedKeys, GrantFolder, make_grant
 from pipeline.crypt.keyring import KeyRing
 from pipeline.delivery.probe import ProbeAnswer
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, RefuseError
 from pipeline.ids import InstanceId, Kind
 from pipeline.instances import Instance, KeyAccess, Storage
 from pipeline.interim.commit import Commit, GroupCommit
 from pipeline.interim.logs import Rotation
 from pipeline.interim.volume import Volume
-from pipeline.ports import KmsCall
+from pipeline.policies import session_policy
+from pipeline.ports import GeneratedKey, KeyDescription, KeyService, KmsCall
 from pipeline.records.grants import folder_of, terms_of
 from pipeline.records.scopes import Placed
 from pipeline.records.shelves import RingKeys, ServiceKey, Shelves
@@ -59,17 +61,79 @@ class Clients:
             "events": settings.events,
             "sts": settings.sts or settings.kms,
         }
-        self._open: dict[tuple[str, str], Any] = {}
+        self._open: dict[tuple[str, str, Role | None], Any] = {}
+        self._sessions: dict[Role, RoleSession] = {}
 
-    async def get(self, service: Api, region: str | None = None) -> Any:
-        """Give the client of an API. A configured URL serves every Region; AWS itself has one for each."""
+    async def get(self, service: Api, region: str | None = None, role: Role | None = None) -> Any:
+        """Give the client of an API. A configured URL serves every Region; AWS itself has one for each.
+
+        With a role the client signs with a session of that role, and no other client does.
+        """
         endpoint = self._endpoints[service]
         if endpoint.url is None and region is not None:
             endpoint = replace(endpoint, region=region)
-        key = service, endpoint.region
+        key = service, endpoint.region, role
         if key not in self._open:
-            self._open[key] = await self._stack.enter_async_context(open_client(service, endpoint))
+            source = None if role is None else await self._session(role)
+            self._open[key] = await self._stack.enter_async_context(open_client(service, endpoint, source=source))
         return self._open[key]
+
+    async def _session(self, role: Role) -> RoleSession:
+        if role not in self._sessions:
+            self._sessions[role] = RoleSession(await self.get("sts"), role)
+        return self._sessions[role]
+
+
+def role_of(instance: Instance, settings: Settings) -> Role | None:
+    """Tell which role is taken on for an instance; None: the service is itself.
+
+    Raises:
+        RefuseError: what a session of it may do can't be said to STS.
+
+    """
+    if instance.role_arn is None:
+        return None
+    canary = settings.canary.instance in {instance.alias, str(instance.instance_id)}
+    return Role(
+        arn=instance.role_arn,
+        external_id=instance.external_id,
+        session_name=f"pipeline-{instance.instance_id.hex}",
+        policy=session_policy(instance, canary=canary),
+    )
+
+
+class FollowingKeys:
+    """`KeyService` by the client that is for a KMS key now: a ring outlives the role and the Regions it began with."""
+
+    def __init__(self, keys: Callable[[str], KeyService]) -> None:
+        self._keys = keys
+
+    async def generate_data_key(
+        self, key_arn: str, context: Mapping[str, str], tokens: Sequence[str] = ()
+    ) -> GeneratedKey:
+        """See `KeyService`."""
+        return await self._keys(key_arn).generate_data_key(key_arn, context, tokens)
+
+    async def decrypt(
+        self, key_arn: str, wrapped: bytes, context: Mapping[str, str], tokens: Sequence[str] = ()
+    ) -> bytes:
+        """See `KeyService`."""
+        return await self._keys(key_arn).decrypt(key_arn, wrapped, context, tokens)
+
+    async def re_encrypt(
+        self,
+        source_arn: str,
+        target_arn: str,
+        wrapped: bytes,
+        context: Mapping[str, str],
+        tokens: Sequence[str] = (),
+    ) -> bytes:
+        """See `KeyService`."""
+        return await self._keys(target_arn).re_encrypt(source_arn, target_arn, wrapped, context, tokens)
+
+    async def describe(self, key_arn: str, tokens: Sequence[str] = ()) -> KeyDescription:
+        """See `KeyService`."""
+        return await self._keys(key_arn).describe(key_arn, tokens)
 
 
 class Node:
@@ -93,7 +157,9 @@ class Node:
         self.refused_files = 0
         """Instance files that could not be used when they were last read."""
         self._configuring = anyio.Lock()
-        self._key_clients: dict[str, Any] = {}
+        self._key_clients: dict[tuple[InstanceId | None, str], Any] = {}
+        """By whose keys they are, and Region; None: the service's own."""
+        self._service_keys: set[str] = set()
         self._bucket_clients: dict[InstanceId, Any] = {}
         self._heads: dict[tuple[InstanceId, Kind], bool] = {}
 
@@ -110,12 +176,11 @@ class Node:
         if before and not loaded.is_there:
             log.error("config.gone", detail="there is no directory of instances; those that were served still are")
             return
-        for instance in loaded.instances.values():
-            await self._prepare(instance)
-        bad = {path.stem for path in loaded.problems}
+        prepared = {each: instance for each, instance in loaded.instances.items() if await self._prepared(instance)}
+        bad = {path.stem for path in loaded.problems} | {str(each) for each in loaded.instances.keys() - prepared}
         serve = {each: tenant for each, tenant in before.items() if str(each) in bad}
-        unusable = 0
-        for instance_id, tenant in self.tenants.made(loaded.instances).items():
+        unusable = len(loaded.instances) - len(prepared)
+        for instance_id, tenant in self.tenants.made(prepared).items():
             known = before.get(instance_id)
             if await self._has_keys(tenant, known):
                 serve[instance_id] = tenant
@@ -133,7 +198,8 @@ class Node:
 
     def keys(self, instance: Instance, key_arn: str) -> AwsKeyService:
         """Give the key service for a KMS key, each call told to the instance's audit trail."""
-        return AwsKeyService(self._key_clients[_region_of(key_arn)], partial(self._tell, instance))
+        whose = None if key_arn in self._service_keys else instance.instance_id
+        return AwsKeyService(self._key_clients[whose, _region_of(key_arn)], partial(self._tell, instance))
 
     def quota_of(self, instance: InstanceId) -> int | None:
         """Tell how many undelivered bytes an instance may hold."""
@@ -168,10 +234,20 @@ class Node:
         given = self.settings.records
         made = await anyio.to_thread.run_sync(config.load_service_key, self.settings.config_dir)
         service = ServiceKey(given.service_key_arn or made, given.previous_service_key_arn)
-        for arn in (service.current, service.previous):
-            if arn is not None:
-                self._key_clients[_region_of(arn)] = await self.clients.get("kms", _region_of(arn))
+        self._service_keys = {arn for arn in (service.current, service.previous) if arn is not None}
+        for arn in self._service_keys:
+            self._key_clients[None, _region_of(arn)] = await self.clients.get("kms", _region_of(arn))
         self.shelves.adopt(self.tenants.instances(), service)
+
+    async def _prepared(self, instance: Instance) -> bool:
+        """Have the clients for an instance; False if its file says what can't be."""
+        try:
+            await self._prepare(instance)
+        except RefuseError as error:
+            name = str(instance.instance_id)
+            log.error("config.refused", file=name, field=error.field, detail=str(error))  # noqa: TRY400 - no bug of ours
+            return False
+        return True
 
     async def _prepare(self, instance: Instance) -> None:
         instance_id = instance.instance_id
@@ -181,9 +257,10 @@ class Node:
             *(each.kms_key_arn for each in instance.storage.values()),
             *(arn for each in instance.records for arn in (each.kms_key_arn, each.previous_kms_key_arn)),
         ]
+        role = role_of(instance, self.settings)
         for region in {_region_of(arn) for arn in arns if arn is not None}:
-            self._key_clients[region] = await self.clients.get("kms", region)
-        self._bucket_clients[instance_id] = await self.clients.get("s3", instance.region)
+            self._key_clients[instance_id, region] = await self.clients.get("kms", region, role)
+        self._bucket_clients[instance_id] = await self.clients.get("s3", instance.region, role)
         for kind in instance.storage:
             raw = config.load_probe(self.settings.config_dir, instance_id, kind)
             if raw is None:
@@ -195,7 +272,7 @@ class Node:
 
     def _ring(self, instance: Instance) -> KeyRing:
         directory = f"{self.root}/keys/{instance.instance_id}"
-        service = self.keys(instance, instance.kms_key_arn)
+        service = FollowingKeys(partial(self.keys, instance))
         return KeyRing(
             instance_id=instance.instance_id,
             context=instance.recordings_context,
@@ -220,7 +297,9 @@ class Node:
             previous_arn=keys.previous,
             directory=f"{self.root}/{scope.directory}",
             files=self.files,
-            service=GrantedKeys(self.keys(instance, keys.current), folder_of(self.files, self.root, scope), self.clock),
+            service=GrantedKeys(
+                FollowingKeys(partial(self.keys, instance)), folder_of(self.files, self.root, scope), self.clock
+            ),
             clock=self.clock,
             cache=self.settings.keys.cache,
             seal_grace=timedelta(0),
@@ -236,7 +315,7 @@ class Node:
         folder = folder_of(self.files, self.root, scope)
         if keys.current in await anyio.to_thread.run_sync(folder.read):
             return
-        grantee = self.settings.principal_arn or await own_principal(await self.clients.get("sts"))
+        grantee = instance.role_arn or self.settings.principal_arn or await own_principal(await self.clients.get("sts"))
         wanted = terms_of(scope, grantee)
         await make_grant(self.keys(instance, keys.current), folder, self.clock, keys.current, wanted)
 

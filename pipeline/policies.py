@@ -6,6 +6,7 @@ of a KMS key for data keys is bound to the encryption context of one instance, t
 Delivery rights are in the key's policy, because S3 takes no grant token.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,16 @@ USES = ("kms:Decrypt", "kms:GenerateDataKey", "kms:ReEncryptFrom", "kms:ReEncryp
 DELIVERY_USES = ("kms:Decrypt", "kms:GenerateDataKey")
 """GenerateDataKey for every object; Decrypt for the parts of a multipart upload, and to read what was delivered."""
 _VERSION = "2012-10-17"
+SESSION_POLICY_CHARACTERS = 2048
+"""AWS STS API reference, AssumeRole: `Policy`."""
+_SESSION_KMS = (
+    *USES,
+    "kms:CreateGrant",
+    "kms:DescribeKey",
+    "kms:ListGrants",
+    "kms:RetireGrant",
+    "kms:RevokeGrant",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,8 +63,12 @@ class Beside:
     """Whether this instance's bucket takes the canary, too."""
 
 
-def documents(instance: Instance, principal: str, beside: Beside) -> list[Document]:
-    """Write every policy that one instance needs; `principal` is the role (or user) that the service is."""
+def documents(instance: Instance, service: str, beside: Beside) -> list[Document]:
+    """Write every policy that one instance needs; `service` is the role (or user) that the service is.
+
+    Where a role is taken on for the instance, keys and buckets are that one's, and the service may take it on.
+    """
+    principal = instance.role_arn or service
     made = [_key_statements(instance, principal, arn) for arn in _data_keys(instance)]
     made += [
         Document(
@@ -68,8 +83,40 @@ def documents(instance: Instance, principal: str, beside: Beside) -> list[Docume
         *(_without_principal(each) for document in made for each in document.statements),
         *_bucket_statements(instance, canary=beside.canary),
     ]
-    made.append(_iam("service-role", principal, [*statements, *_event_statements(instance, beside)]))
+    own = _event_statements(instance, beside)
+    if instance.role_arn is None:
+        return [*made, _iam("service-role", service, [*statements, *own])]
+    made.append(_iam("instance-role", instance.role_arn, statements))
+    made.append(_iam("service-role", service, [_assuming(instance, None), *own]))
+    trust = _assuming(instance, service)
+    made.append(Document(name="trust", belongs_to=instance.role_arn, kind="trust-policy", statements=[trust]))
     return made
+
+
+def session_policy(instance: Instance, *, canary: bool) -> str:
+    """Write what a session of the instance's role may do at most: use this instance's keys and buckets.
+
+    It narrows what the role may, so it names actions and resources, and leaves conditions to the role's own policy.
+
+    Raises:
+        RefuseError: it is longer than STS takes.
+
+    """
+    keys = sorted({*_data_keys(instance), *_delivery_keys(instance), *_record_keys(instance)})
+    statements: list[Statement] = [{"Effect": "Allow", "Action": list(_SESSION_KMS), "Resource": keys}]
+    named = ("Effect", "Action", "Resource")
+    statements += [{name: each[name] for name in named} for each in _bucket_statements(instance, canary=canary)]
+    text = json.dumps({"Version": _VERSION, "Statement": statements}, separators=(",", ":"))
+    if len(text) > SESSION_POLICY_CHARACTERS:
+        message = f"its session policy would have more than {SESSION_POLICY_CHARACTERS} characters, which STS refuses"
+        raise RefuseError(f"{message}; use fewer or shorter prefixes", field="storage")
+    return text
+
+
+def _assuming(instance: Instance, principal: str | None) -> Statement:
+    conditions = {} if instance.external_id is None else {"StringEquals": {"sts:ExternalId": instance.external_id}}
+    statement = _allow("TakeOnRole", principal, ("sts:AssumeRole",), [instance.role_arn or ""], conditions)
+    return statement if principal is None else {name: statement[name] for name in statement if name != "Resource"}
 
 
 def granting_statements(
@@ -198,6 +245,11 @@ def _no_more(context: Mapping[str, str]) -> dict[str, list[str]]:
 
 def _data_keys(instance: Instance) -> list[str]:
     arns = (instance.kms_key_arn, instance.previous_kms_key_arn)
+    return [arn for arn in arns if arn is not None]
+
+
+def _record_keys(instance: Instance) -> list[str]:
+    arns = (arn for each in instance.records for arn in (each.kms_key_arn, each.previous_kms_key_arn))
     return [arn for arn in arns if arn is not None]
 
 

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -60,11 +60,28 @@ def pin_loggers() -> None:
         logger.setLevel(max(logger.level, logging.INFO))
 
 
+class CredentialSource(Protocol):
+    """Where a client's credentials come from, where that is neither the settings nor AWS's own chain."""
+
+    async def get_frozen_credentials(self) -> Any:
+        """Give what the next request is signed with."""
+        ...
+
+    def learn(self, parsed: dict[str, Any], **_: object) -> None:
+        """Take note of an answer: it may say that the credentials are over."""
+        ...
+
+
 @contextlib.asynccontextmanager
 async def open_client(
-    service: Service, endpoint: Endpoint, *, connections: int = CONNECTIONS, read_timeout_s: float = READ_TIMEOUT_S
+    service: Service,
+    endpoint: Endpoint,
+    *,
+    source: CredentialSource | None = None,
+    connections: int = CONNECTIONS,
+    read_timeout_s: float = READ_TIMEOUT_S,
 ) -> AsyncIterator[Any]:
-    """Open a client; its connections are closed at the end of the block.
+    """Open a client; its connections are closed at the end of the block. `source` goes before the endpoint's own.
 
     Gives an `S3Client`, `KMSClient`, `SQSClient`, `EventBridgeClient` or `STSClient`.
     """
@@ -84,7 +101,7 @@ async def open_client(
         http_session_cls=_OneHopSession,
         s3=_s3_options(endpoint),
     )
-    given = endpoint.credentials or _FROM_CHAIN
+    given = _FROM_CHAIN if source is not None else endpoint.credentials or _FROM_CHAIN
     creation = _session(endpoint.profile).create_client(
         service,
         region_name=endpoint.region,
@@ -97,7 +114,7 @@ async def open_client(
         answered = f"after-call.{client.meta.service_model.service_id.hyphenize()}"
         client.meta.events.register(answered, _learn_time)
         if given is _FROM_CHAIN:
-            chain = _Chain(_session(endpoint.profile))
+            chain = source or _Chain(_session(endpoint.profile))
             client._request_signer._credentials = chain  # noqa: SLF001  # there is no other way in
             client.meta.events.register(answered, chain.learn)
         if service == "s3":

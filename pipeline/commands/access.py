@@ -17,7 +17,7 @@ from pipeline.adapters.clock import SystemClock
 from pipeline.adapters.disk import Disk, holder
 from pipeline.adapters.kms import AwsKeyService
 from pipeline.adapters.s3 import S3Destination
-from pipeline.adapters.sts import own_principal
+from pipeline.adapters.sts import Role, own_principal
 from pipeline.audit.records import Actor
 from pipeline.crypt.grants import GrantedKeys, GrantFolder
 from pipeline.crypt.keyring import KeyRing
@@ -26,7 +26,7 @@ from pipeline.errors import KeyBusyError
 from pipeline.ids import InstanceId
 from pipeline.instances import Instance, Storage
 from pipeline.interim.logs import AppendLogs, LogLine
-from pipeline.node import Clients
+from pipeline.node import Clients, role_of
 from pipeline.ports import KmsCall
 from pipeline.settings import Settings
 from pipeline.trail import Trail
@@ -67,7 +67,7 @@ class Access:
 
     async def keys(self, instance: Instance) -> AwsKeyService:
         """Give the key service as one instance sees it."""
-        client = await self._reached().get("kms", instance.kms_key_arn.split(":")[3])
+        client = await self._reached().get("kms", instance.kms_key_arn.split(":")[3], self._role(instance))
         return AwsKeyService(client, partial(self._audit, instance))
 
     async def granted_keys(self, instance: Instance) -> GrantedKeys:
@@ -78,8 +78,12 @@ class Access:
         """Give the grants that are kept for an instance's recordings."""
         return GrantFolder(self.files, self._ring_directory(instance))
 
-    async def grantee(self) -> str:
-        """Tell whom grants are for: the principal that the service is.
+    async def grantee(self, instance: Instance) -> str:
+        """Tell whom an instance's grants are for: the role that is taken on for it, or what the service is itself."""
+        return instance.role_arn or await self.principal()
+
+    async def principal(self) -> str:
+        """Tell what the service is: its role or user.
 
         Raises:
             RefuseError, KeyBusyError: it is not set, and STS does not tell it.
@@ -113,7 +117,10 @@ class Access:
 
     async def destination(self, instance: Instance, storage: Storage) -> S3Destination:
         """Give the bucket that a storage configuration names."""
-        return S3Destination(await self._reached().get("s3", instance.region), storage)
+        return S3Destination(await self._reached().get("s3", instance.region, self._role(instance)), storage)
+
+    def _role(self, instance: Instance) -> Role | None:
+        return role_of(instance, self._settings)
 
     def _ring_directory(self, instance: Instance) -> str:
         return f"{self._settings.state_dir}/keys/{instance.instance_id}"

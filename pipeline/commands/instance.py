@@ -56,6 +56,13 @@ def add(
     instance_id: Annotated[
         UUID | None, typer.Option("--id", show_default=False, help="Its id; without one it gets a new one.")
     ] = None,
+    role_arn: Annotated[
+        str | None,
+        typer.Option(metavar="ARN", show_default=False, help="Role that is taken on for its keys and buckets."),
+    ] = None,
+    external_id: Annotated[
+        str | None, typer.Option(show_default=False, help="External id that the role's owner asks for.")
+    ] = None,
     no_grant: Annotated[
         bool, typer.Option("--no-grant", help="Make no grant: the KMS key's own policy lets this service use it.")
     ] = False,
@@ -76,7 +83,21 @@ def add(
         raise RefuseError("an instance of that name exists already", field="alias")
     if instance_id in site.loaded.instances:
         raise RefuseError("an instance of that id exists already", field="--id")
-    asked = _Asked(alias, account, region, kms_key, bucket, bucket_key, prefix, owner, storage, instance_id, no_grant)
+    asked = _Asked(
+        alias=alias,
+        account=account,
+        region=region,
+        kms_key=kms_key,
+        bucket=bucket,
+        bucket_key=bucket_key,
+        prefix=prefix,
+        owner=owner,
+        storage=storage,
+        instance_id=instance_id,
+        no_grant=no_grant,
+        role_arn=role_arn,
+        external_id=external_id,
+    )
     if policies:
         show_policies(site, asked.wanted("0" * 64).instance(), as_json=as_json)
         return
@@ -90,7 +111,7 @@ def add(
     _show_probes(answer["destinations"])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Asked:
     """The options of `add`."""
 
@@ -105,6 +126,8 @@ class _Asked:
     storage: Path | None
     instance_id: UUID | None
     no_grant: bool
+    role_arn: str | None
+    external_id: str | None
 
     def add(self, site: Site) -> dict[str, Any]:
         """Add the instance by what was given."""
@@ -112,7 +135,8 @@ class _Asked:
 
         from pipeline.config import new_token
 
-        options = (self.account, self.region, self.kms_key, self.bucket, self.bucket_key, self.prefix, self.owner)
+        places = (self.account, self.region, self.kms_key, self.bucket, self.bucket_key, self.prefix, self.owner)
+        options = (*places, self.role_arn, self.external_id)
         if site.settings.embedded and options == (None,) * len(options) and self.storage is None:
             return anyio.run(_provision, site, self.alias, self.instance_id)
         token, hashed = new_token()
@@ -138,6 +162,8 @@ class _Asked:
             region=region,
             kms_key_arn=key,
             key_access=KeyAccess.POLICY if self.no_grant else KeyAccess.GRANT,
+            role_arn=self.role_arn,
+            external_id=self.external_id,
             token_sha256=token_sha256,
             storage=associations,
         )

@@ -39,6 +39,8 @@ class Wanted:
     kms_key_arn: str
     token_sha256: str
     key_access: KeyAccess
+    role_arn: str | None
+    external_id: str | None
     storage: list[Any]
     """Associations in the shape of Amazon Connect's `InstanceStorageConfig`."""
 
@@ -54,6 +56,8 @@ class Wanted:
             "token_sha256": [self.token_sha256],
             "storage": self.storage,
         }
+        optional = {"role_arn": self.role_arn, "external_id": self.external_id}
+        document |= {name: value for name, value in optional.items() if value is not None}
         try:
             text = tomli_w.dumps(document)
         except (TypeError, ValueError):
@@ -141,7 +145,9 @@ async def grant_key(access: Access, instance: Instance) -> GrantRecord:
         KeyUnavailableError, KeyBusyError: not now.
 
     """
-    wanted = terms(str(instance.instance_id), RECORDINGS_CLASS, instance.recordings_context, await access.grantee())
+    wanted = terms(
+        str(instance.instance_id), RECORDINGS_CLASS, instance.recordings_context, await access.grantee(instance)
+    )
     service = await access.keys(instance)
     try:
         return await make_grant(service, access.grants(instance), access.clock, instance.kms_key_arn, wanted)

@@ -89,7 +89,7 @@ def _asked(site: Site) -> str:
 
     async def ask() -> str:
         async with open_access(site.settings) as access:
-            return await access.grantee()
+            return await access.principal()
 
     return anyio.run(ask)
 

@@ -154,7 +154,7 @@ async def _try(access: "Access", instance: "Instance", place: "Placed", key_arn:
         raise RefuseError(f"the KMS key is {described.state}, {described.spec}: nothing was changed", field="ARN")
     folder = folder_of(access.files, access.root, scope)
     if instance.key_access is KeyAccess.GRANT and scope.policy.grant_operations:
-        wanted = terms_of(scope, await access.grantee())
+        wanted = terms_of(scope, await access.grantee(instance))
         await make_grant(service, folder, access.clock, key_arn, wanted)
     keys = GrantedKeys(service, folder, access.clock)
     made = await keys.generate_data_key(key_arn, scope.context)

@@ -17,10 +17,10 @@ from botocore.exceptions import ClientError
 from pipeline.adapters.aws import open_client
 from pipeline.adapters.kms import AwsKeyService
 from pipeline.crypt.grants import terms
-from pipeline.errors import HoldCode, KeyUnavailableError
+from pipeline.errors import HoldCode, KeyUnavailableError, RefuseError
 from pipeline.ids import RECORDINGS_CLASS, InstanceId, Kind
 from pipeline.instances import Instance, KeyAccess, Storage
-from pipeline.policies import Beside, Document, documents
+from pipeline.policies import Beside, Document, documents, session_policy
 from pipeline.ports import KmsCall
 from pipeline.settings import Credentials, Endpoint
 from tests.kms_server import ACCOUNT, IDENTITIES, REGION, RunningKeyServer, running_key_server
@@ -85,7 +85,8 @@ def problems(document: Document) -> Iterator[str]:
             yield "a principal is not named"
         if not all(ACTION.fullmatch(action) for action in each["Action"]):
             yield "an action is not named"
-        for resource in [each["Resource"]] if isinstance(each["Resource"], str) else each["Resource"]:
+        given = each["Resource"] if document.kind != "trust-policy" else []
+        for resource in [given] if isinstance(given, str) else given:
             if not (RESOURCE.fullmatch(resource) or OBJECTS.fullmatch(resource)):
                 yield f"a resource is not named: {resource}"
         yield from _condition_problems(each)
@@ -128,6 +129,37 @@ def test_no_policy_of_ours_says_more_than_it_must(subject: Instance, beside: Bes
     assert {each.kind for each in made} == {"key-policy-statements", "iam-policy"}
     keys = {subject.kms_key_arn, BUCKET_KEY} | {subject.previous_kms_key_arn} - {None}
     assert {each.belongs_to for each in made} == keys | {ROLE}
+
+
+def test_with_a_role_of_its_own_keys_and_buckets_are_that_ones_and_the_service_may_take_it_on() -> None:
+    theirs = f"arn:aws:iam::{ACCOUNT}:role/acme"
+    made = documents(instance(KeyAccess.GRANT, role_arn=theirs, external_id="e-1"), ROLE, BESIDE)
+    assert [(each.name, problem) for each in made for problem in problems(each)] == []
+    by_name = {each.name: each for each in made}
+    assert by_name["instance-role"].belongs_to == by_name["trust"].belongs_to == theirs
+    taken_on, *rest = by_name["service-role"].statements
+    asked = {"StringEquals": {"sts:ExternalId": "e-1"}}
+    assert taken_on == {
+        "Sid": "TakeOnRole", "Effect": "Allow", "Action": ["sts:AssumeRole"], "Resource": theirs, "Condition": asked
+    }  # fmt: skip
+    assert {each["Sid"] for each in rest} == {"EventsIn", "EventsOut", "EventBus"}
+    (trust,) = by_name["trust"].statements
+    assert (trust["Principal"], trust["Condition"]) == ({"AWS": ROLE}, asked)
+    for name in ("data-key", "delivery-key"):
+        assert {each["Principal"]["AWS"] for each in by_name[name].statements} == {theirs}
+
+
+def test_a_session_of_a_role_may_use_the_instances_things_and_is_as_short_as_sts_asks() -> None:
+    subject = instance(KeyAccess.GRANT, role_arn=ROLE)
+    policy = json.loads(session_policy(subject, canary=True))
+    resources = [each["Resource"] for each in policy["Statement"]]
+    assert resources[0] == sorted([DATA_KEY, BUCKET_KEY])
+    assert all(f"arn:aws:s3:::{BUCKET}" in str(each) for each in resources[1:])
+    longest = {kind: replace(each, prefix="p" * 128) for kind, each in subject.storage.items()}
+    session_policy(replace(subject, storage=longest), canary=True)
+    spread = {kind: replace(each, prefix="p" * 128, bucket=kind * 12) for kind, each in subject.storage.items()}
+    with pytest.raises(RefuseError, match="2048"):
+        session_policy(replace(subject, storage=spread), canary=True)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from pipeline.config import (
 )
 from pipeline.errors import RefuseError
 from pipeline.ids import InstanceId, Kind
-from pipeline.instances import Colon, Discriminator, Instance, Limits, Storage, parse, render
+from pipeline.instances import Colon, Discriminator, Instance, KeyAccess, Limits, Storage, parse, render
 
 ID = InstanceId(UUID("aaaa1111-0000-4000-8000-000000000001"))
 OTHER = InstanceId(UUID("aaaa1111-0000-4000-8000-000000000002"))
@@ -67,6 +67,9 @@ def instance(instance_id: InstanceId = ID) -> Instance:
         region="eu-central-1",
         kms_key_arn=KEY,
         previous_kms_key_arn=OLD_KEY,
+        key_access=KeyAccess.GRANT,
+        role_arn="arn:aws:iam::111122223333:role/recordings/acme",
+        external_id="acme:7/f",
         token_sha256=("0" * 64, "f" * 64),
         storage={Kind.VOICE: storage, Kind.CHAT: storage},
         limits=Limits(requests_per_s=0.5, held_bytes=10**12),
@@ -123,6 +126,14 @@ REFUSED = [
     pytest.param(("burst = 7", "burst = '666'"), "limits.burst", id="type"),
     pytest.param(("ab" * 32, "666"), "token_sha256[0]", id="token hash"),
     pytest.param(("[limits]", 'expects = ["voice.wav", "fax"]\n[limits]'), "expects[1]", id="expects"),
+    pytest.param(("token_sha256", "key_access = '666'\ntoken_sha256"), "key_access", id="key access"),
+    pytest.param(("token_sha256", "role_arn = 'arn:aws:iam::666:role/x'\ntoken_sha256"), "role_arn", id="role"),
+    pytest.param(("token_sha256", "external_id = 'a666'\ntoken_sha256"), "external_id", id="external id of no role"),
+    pytest.param(
+        ("token_sha256", "role_arn = 'arn:aws:iam::111122223333:role/x'\nexternal_id = '6'\ntoken_sha256"),
+        "external_id",
+        id="external id",
+    ),
     pytest.param((str(ID), str(OTHER)), "instance_id", id="another file's name"),
     pytest.param((str(ID), "666"), "instance_id", id="no id"),
     pytest.param(("burst = 7", "burst = 666 = 7"), None, id="not TOML"),
