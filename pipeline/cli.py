@@ -15,6 +15,7 @@ from pipeline.commands import (
     instance,
     keys,
     keys_change,
+    keys_rekey,
     kms,
     legal_hold,
     ls,
@@ -124,6 +125,7 @@ grant_commands.command("create", epilog=grants.EXAMPLES["create"])(grants.create
 grant_commands.command("revoke", epilog=grants.EXAMPLES["revoke"])(grants.revoke)
 app.add_typer(policy_commands, name="policy")
 policy_commands.command("show", epilog=policy.EXAMPLE)(policy.show)
+key_commands.command("rekey", epilog=keys_rekey.EXAMPLE)(keys_rekey.rekey)
 app.add_typer(class_commands, name="classes")
 class_commands.command("show", epilog=classes.EXAMPLE)(classes.show)
 app.add_typer(record_commands, name="records")

@@ -14,7 +14,7 @@ from pathlib import Path
 import anyio
 import structlog
 
-from pipeline import config, keychange, listening
+from pipeline import config, keychange, listening, rekey
 from pipeline.adapters.disk import locked
 from pipeline.adapters.eventbridge import EventBridgeSink
 from pipeline.adapters.sqlite import SqliteEngine
@@ -156,7 +156,7 @@ def connect(
             commits=commits,
             trail=node.trail,
             clock=clock,
-            handlers=_handlers(node, engine),
+            handlers=_handlers(node, engine, _rekey(node, store, taking, dispatcher)),
         ),
         listen=listen,
     )
@@ -164,12 +164,27 @@ def connect(
     return service
 
 
-def _handlers(node: Node, engine: RecordEngine) -> dict[str, Handler]:
+def _handlers(node: Node, engine: RecordEngine, rekeying: rekey.Rekey) -> dict[str, Handler]:
     """Give what each verb of a job does."""
     return {
         keychange.VERB: keychange.KeyChangeJob(node.tenants, node.configure, node.clock),
         RECORD_KEYS: RecordKeyChangeJob(node.shelves, engine, node.configure),
+        rekey.VERB: rekeying.job,
     }
+
+
+def _rekey(node: Node, store: InterimStore, taking: Taking, dispatcher: Dispatcher) -> rekey.Rekey:
+    return rekey.Rekey(
+        store=store,
+        recorder=taking.recorder,
+        journal=taking.journal,
+        replay=taking.replay,
+        tenants=node.tenants,
+        files=node.files,
+        commits=node.commits,
+        trail=node.trail,
+        wait_again=dispatcher.add_all,
+    )
 
 
 def _taking(node: Node, store: InterimStore, dispatcher: Dispatcher) -> Taking:

@@ -1,5 +1,6 @@
 """`pipeline keys change`: another KMS key for an instance, without touching what is sealed."""
 
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -119,13 +120,16 @@ async def _begin(site: Site, old: "Instance", new: "Instance", moved: list[str],
     import anyio.to_thread
 
     from pipeline.commands.access import open_access
-    from pipeline.commands.onboarding import check_key
+    from pipeline.commands.onboarding import describe_key, granted, try_key
     from pipeline.config import save_instance
     from pipeline.keychange import KeyChange, write_change
 
-    async with open_access(site.settings) as access:
+    async with AsyncExitStack() as stack:
+        access = await stack.enter_async_context(open_access(site.settings))
         try:
-            await check_key(access, new)
+            await describe_key(access, new)
+            await stack.enter_async_context(granted(access, new))
+            await try_key(access, new)
         except KeyUnavailableError as error:
             # Another code than a hold's: nothing waits for this key yet.
             raise RefuseError(f"the new KMS key can't be used, nothing was changed: {error}", field="ARN") from error
@@ -185,15 +189,18 @@ def _counts(site: Site, instance: "Instance") -> tuple[int, int]:
 
 
 async def _complete(site: Site, new: "Instance", reason: str) -> None:
-    """Let the configuration forget the old key; before that nothing here may need it."""
+    """Give back the grant on the old key, and let the configuration forget it: nothing here needs it any more."""
     import anyio.to_thread
     import msgspec
 
     from pipeline.commands.access import open_access
     from pipeline.config import save_instance
+    from pipeline.crypt.grants import end_grant
     from pipeline.keychange import read_change, write_change
 
     async with open_access(site.settings) as access:
+        if new.previous_kms_key_arn is not None:
+            await end_grant(await access.keys(new), access.grants(new), new.previous_kms_key_arn)
         details = {"oldKmsKeyArn": new.previous_kms_key_arn, "newKmsKeyArn": new.kms_key_arn}
         await access.record(access.trail.changed(new.instance_id, "KeyChangeCompleted", reason=reason, **details))
         change = read_change(site.root, access.files, new.instance_id)

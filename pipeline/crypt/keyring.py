@@ -182,6 +182,10 @@ class KeyRing:
         """
         return [BlindKey(name_key) for name_key in await self._name_keys()]
 
+    def is_retired(self, key_id: KeyId) -> bool:
+        """Tell whether a key is to be no more the active one, as it may have been a moment ago."""
+        return self.files.is_retired(key_id)
+
     def used(self, key_id: KeyId, artifacts: int, size_bytes: int) -> None:
         """Count what was sealed under a key: all that a scan found, and then each artifact."""
         self.files.used(key_id, artifacts, size_bytes)
@@ -265,6 +269,8 @@ class KeyRing:
                 if error.code is HoldCode.KEY_MISMATCH:
                     continue  # it is marked by now: the next one, or a new one
                 raise
+            if not self.files.is_within_limits(key_id):
+                continue  # retired meanwhile
             self._active = key_id
             return copy
         try:

@@ -110,6 +110,10 @@ class RingFiles:
         """Let a key be no more the active one, whatever its limits say."""
         self._retired.add(key_id)
 
+    def is_retired(self, key_id: KeyId) -> bool:
+        """Tell whether that was said of a key."""
+        return key_id in self._retired
+
     def used(self, key_id: KeyId, artifacts: int, size_bytes: int) -> None:
         """Count what was sealed under a key."""
         self._artifacts[key_id] += artifacts

@@ -92,11 +92,33 @@ class Deliverer:
     async def deliver(self, name: ArtifactName) -> None:
         """Deliver one sealed artifact; when this returns, its receipt is durable and its media gone.
 
+        Or it is none any more: it was erased while it waited for its turn.
+
         Raises:
             DeferError: not now (`HoldError`: because of a key or a destination).
             RejectError: never.
 
         """
+        async with self._store.claim(name.artifact_id):
+            now = self._store.index.get(name.artifact_id)
+            if now is not None and now.is_waiting:
+                await self._deliver(now)
+
+    async def reject(self, name: ArtifactName, error: RejectError) -> None:
+        """Put an artifact aside with its bytes. Raises `DeferError` if even that can't be made durable now."""
+        target = name.rejected(error.reason)
+        recording_id = RecordingId(name.artifact_id)
+        lines = [self._trail.moved(target, recording_id, "ArtifactRejected", reason=error.reason)]
+        tenant = self._tenants.get(name.instance_id)
+        if tenant is not None:
+            failure = Failure(FailureCode.of_reason(error.reason), str(error))
+            subject = subject_of(tenant.instance, "unknown", recording_id, target)
+            lines.insert(0, self._trail.status(subject, Status.FAILED, Facts(), failure=failure))
+        await self._store.reject(name, error.reason, lines)
+
+    # --- inside
+
+    async def _deliver(self, name: ArtifactName) -> None:
         tenant = self._tenants.get(name.instance_id)
         storage = tenant.instance.storage.get(name.kind) if tenant is not None else None
         if tenant is None or storage is None:
@@ -128,20 +150,6 @@ class Deliverer:
             raise
         self._troubles[lane] = 0
         await self._settle(tenant, name, manifest, receipt)
-
-    async def reject(self, name: ArtifactName, error: RejectError) -> None:
-        """Put an artifact aside with its bytes. Raises `DeferError` if even that can't be made durable now."""
-        target = name.rejected(error.reason)
-        recording_id = RecordingId(name.artifact_id)
-        lines = [self._trail.moved(target, recording_id, "ArtifactRejected", reason=error.reason)]
-        tenant = self._tenants.get(name.instance_id)
-        if tenant is not None:
-            failure = Failure(FailureCode.of_reason(error.reason), str(error))
-            subject = subject_of(tenant.instance, "unknown", recording_id, target)
-            lines.insert(0, self._trail.status(subject, Status.FAILED, Facts(), failure=failure))
-        await self._store.reject(name, error.reason, lines)
-
-    # --- inside
 
     @contextmanager
     def _readable(self, name: ArtifactName) -> Iterator[None]:

@@ -24,7 +24,9 @@ from pipeline.errors import HoldCode, KeyUnavailableError, PipelineError, Segmen
 from pipeline.ids import InstanceId, KeyId, Kind, new_artifact_id
 from pipeline.interim.commit import Commit, GroupCommit
 from pipeline.interim.logs import LogLine
+from pipeline.interim.reseal import reseal
 from pipeline.ports import Clock, FileSystem
+from pipeline.smallfiles import UNFINISHED, remove
 from pipeline.tenants import Tenant
 
 log = structlog.get_logger()
@@ -144,10 +146,50 @@ class Journal:
             if day is None or day >= oldest:
                 continue
             for name in self._files.names(f"{folder}/{text}"):
-                if _NAME.fullmatch(name):
+                if _NAME.fullmatch(name.removesuffix(UNFINISHED)):
                     self._files.unlink(f"{folder}/{text}/{name}")
                     removed += 1
         return removed
+
+    def under(self, instance_id: InstanceId, key_id: KeyId) -> list[str]:
+        """List the files that are sealed under a data key. Raises `StoreIoError`."""
+        folder = f"{self._root}/{instance_id}"
+        return [
+            f"{folder}/{day}/{name}"
+            for day in sorted(self._files.names(folder))
+            for name in sorted(self._files.names(f"{folder}/{day}"))
+            if (match := _NAME.fullmatch(name)) is not None and match[1] == key_id.hex
+        ]
+
+    def let_go(self, instance_id: InstanceId, key_id: KeyId) -> bool:
+        """Write no more to the file that is sealed under a data key; False while it is being written to."""
+        file = self._open.get(instance_id)
+        if file is None or file.key_id != key_id:
+            return True
+        self._forget(instance_id)
+        return file.users == 0
+
+    async def give_key(self, path: str, old: DataKey, new: DataKey, line: LogLine) -> None:
+        """Seal a file again under another data key; a copy takes its place. Read twice, its events are the same.
+
+        A torn end, which was never acknowledged, is left out.
+
+        Raises:
+            SegmentForgedError: what was acknowledged does not open; it stays as it is.
+            StoreFullError, StoreIoError: come back later.
+            FileNotFoundError: it is gone.
+
+        """
+        place = path.replace(f".{old.key_id.hex}.", f".{new.key_id.hex}.")
+        aside = f"{place}{UNFINISHED}"
+        with anyio.CancelScope(shield=True):
+            if await anyio.to_thread.run_sync(self._size, path) > HEADER_SIZE:
+                found = await anyio.to_thread.run_sync(reseal, self._files, path, aside, old, new)
+                if found.acknowledged > found.end:
+                    self._files.unlink(aside)
+                    raise SegmentForgedError("a file of the journal does not open as far as it was acknowledged")
+                await self._commits.commit(Commit(lines=(line,), renames=((aside, place),)))
+            await anyio.to_thread.run_sync(remove, self._files, path)
 
     def close(self) -> None:
         """Let all files go."""
@@ -202,6 +244,13 @@ class Journal:
             return []
         first = min(days[-1], self._clock.now().date()) - timedelta(days=REPLAYED_DAYS)
         return [str(day) for day in days if day >= first]
+
+    def _size(self, path: str) -> int:
+        handle = self._files.open(path)
+        try:
+            return self._files.size(handle)
+        finally:
+            self._files.close(handle)
 
     def _read(self, path: str, tenant: Tenant, key: DataKey) -> Generator[tuple[list[Record], bool]]:
         """Give a file's records, segment by segment, as far as they can be read; and whether they are vouched for."""

@@ -97,6 +97,8 @@ class Recorder:
         tags = tuple(await ring.tags(source.kind, source.source_id))
         instance_id = tenant.instance.instance_id
         known = await self._history.recording_of(tenant, tags, self._receptions.get)
+        while ring.is_retired(key.key_id):
+            key = await ring.active()
         # From here to the new name in the index nothing waits: two bodies never become the same generation.
         earlier = self._store.index.generations(instance_id, tags)
         given_up = self._contacts.awaited.given_up(instance_id, tags)
@@ -172,7 +174,7 @@ class Recorder:
         One that was finished but for its last move is finished now, and None is given for it, too.
         """
         await self._replay.done(tenant)
-        async with self._artifact_lock(name):
+        async with self.artifact_lock(name):
             if (reception := self._in_memory(name)) is not None:
                 return reception
             now = self._store.index.get(name.artifact_id)
@@ -306,7 +308,7 @@ class Recorder:
 
     async def seal(self, reception: Reception, manifest: Manifest) -> Answer:
         """Write the manifest and carry out the move. If that fails the artifact is open still, and recovered later."""
-        async with self._artifact_lock(reception.name):
+        async with self.artifact_lock(reception.name):
             self._take(reception)
             answer = await self._moves.seal(reception, manifest)
             self._came(reception)
@@ -314,7 +316,7 @@ class Recorder:
 
     async def drop(self, reception: Reception, why: str, failure: Failure | None = None) -> None:
         """Remove an open artifact whose bytes are held elsewhere, or were never acknowledged."""
-        async with self._artifact_lock(reception.name):
+        async with self.artifact_lock(reception.name):
             self._take(reception)
             await self._moves.drop(reception, why, failure)
 
@@ -328,6 +330,10 @@ class Recorder:
         if self._receptions.get(reception.name.artifact_id) is reception:
             del self._receptions[reception.name.artifact_id]
             self._open[reception.name.instance_id] -= 1
+
+    def artifact_lock(self, name: ArtifactName) -> anyio.Lock:
+        """Get the lock of one artifact: it is opened again, sealed, dropped by one task at a time."""
+        return self._artifact_locks.setdefault(name.artifact_id, anyio.Lock())
 
     def contact_of(self, reception: Reception) -> Contact | None:
         """Tell what events said about its contact."""
@@ -359,10 +365,6 @@ class Recorder:
             self.forget(reception)
             return None
         return reception
-
-    def _artifact_lock(self, name: ArtifactName) -> anyio.Lock:
-        """Get the lock of one artifact: it is opened again, sealed and dropped by one task at a time."""
-        return self._artifact_locks.setdefault(name.artifact_id, anyio.Lock())
 
     def _remember(
         self, tenant: Tenant, writer: ArtifactWriter, head: Head, tags: tuple[str, ...], created: datetime

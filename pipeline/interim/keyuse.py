@@ -8,7 +8,7 @@ from uuid import UUID
 
 from pipeline.errors import SegmentForgedError
 from pipeline.ids import InstanceId, KeyId
-from pipeline.interim.states import State, parse_name
+from pipeline.interim.states import ArtifactName, State, parse_name
 from pipeline.interim.survey import Survey
 from pipeline.ports import FileSystem
 
@@ -49,10 +49,12 @@ def key_uses(root: str, files: FileSystem, found: Survey) -> dict[tuple[Instance
         use.artifacts += 1
         use.size_bytes += name.size_bytes or 0
         use.held += name.standing is not State.DELIVERED
+    for name in found.doubles:
+        uses[name.instance_id, name.key_id].held += name.standing is not State.DELIVERED
     for instance, key in _journal(f"{root}/journal", files):
         uses[instance, key].journal += 1
-    for instance, key in _lost(f"{root}/lost+found", files):
-        uses[instance, key].lost += 1
+    for _, name in lost_pieces(root, files):
+        uses[name.instance_id, name.key_id].lost += 1
     return dict(uses)
 
 
@@ -69,12 +71,18 @@ def _journal(root: str, files: FileSystem) -> Iterator[tuple[InstanceId, KeyId]]
                     yield instance, KeyId(UUID(hex=match[1]))
 
 
-def _lost(root: str, files: FileSystem) -> Iterator[tuple[InstanceId, KeyId]]:
-    for text in files.names(root):
+def lost_pieces(root: str, files: FileSystem) -> Iterator[tuple[str, ArtifactName]]:
+    """Give what lies in `lost+found/` and bears an artifact's name: its own name there, and the artifact's.
+
+    Raises:
+        StoreIoError: the folder can't be read.
+
+    """
+    for text in files.names(f"{root}/lost+found"):
         match = _LOST.fullmatch(text)
         try:
             name = None if match is None else parse_name(match[1])
         except SegmentForgedError:
             continue
         if name is not None:
-            yield name.instance_id, name.key_id
+            yield text, name

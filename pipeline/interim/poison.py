@@ -41,11 +41,16 @@ class Discarded(Struct, frozen=True, kw_only=True, rename="camel"):
 
 def digest_of(root: str, files: FileSystem, name: ArtifactName) -> tuple[int, str]:
     """Give length and SHA-256 of an artifact's file. Raises `RefuseError` if it has moved on, `StoreIoError`."""
-    digest, size = hashlib.sha256(), 0
     try:
-        handle = files.open(f"{root}/artifacts/{name.path}")
+        return digest_of_file(files, f"{root}/artifacts/{name.path}")
     except FileNotFoundError:
         raise _moved_on() from None
+
+
+def digest_of_file(files: FileSystem, path: str) -> tuple[int, str]:
+    """Give length and SHA-256 of a file. Raises `StoreIoError`, `FileNotFoundError`."""
+    digest, size = hashlib.sha256(), 0
+    handle = files.open(path)
     try:
         while piece := files.read(handle, size, _PIECE):
             digest.update(piece)

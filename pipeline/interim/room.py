@@ -94,6 +94,18 @@ class Room:
             self._credit = _ASKED_EVERY
         self._credit -= cost
 
+    def check_copy(self, size_bytes: int) -> None:
+        """Refuse a copy of something held that there is no room for beside it.
+
+        Raises:
+            StoreFullError: the room kept for what is held would be touched.
+            VolumeFailedError: the volume does not keep what is written to it.
+
+        """
+        if self._volume is not None:
+            self._volume.check()
+        self._ask(size_bytes)
+
     def take(self, name: ArtifactName, size_bytes: int) -> None:
         """Count bytes that an open artifact is about to take. Raises as `check` does; then they are not counted."""
         self.check(name.instance_id, size_bytes)
@@ -121,11 +133,11 @@ class Room:
 
     # --- inside
 
-    def _ask(self) -> None:
+    def _ask(self, more_bytes: int = 0) -> None:
         undelivered = len(self._index) - self._index.count(State.DELIVERED) + 1
         ballast = 0 if self._volume is None else self._volume.ballast.held_bytes
         free, inodes = self._facts()
-        if free < needed_bytes(self._free_bytes, undelivered, ballast) or (
+        if free < needed_bytes(self._free_bytes, undelivered, ballast) + more_bytes or (
             inodes is not None and inodes < undelivered * PER_ARTIFACT_INODES
         ):
             raise StoreFullError("the interim store has no room for more; what it holds is safe and being delivered")

@@ -7,6 +7,7 @@ beginning. Whose a file is makes no difference: its bytes authenticate, or they 
 """
 
 import secrets
+from collections import defaultdict
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -32,7 +33,7 @@ class Scanned:
 
     moved_aside: int
     finished: int
-    """Media whose receipt was durable already, removed now."""
+    """Media whose receipt was durable already, or that were sealed again under another data key, removed now."""
 
 
 class _ReceiptClaim(msgspec.Struct, frozen=True, rename="camel"):
@@ -71,6 +72,8 @@ class Scan:
         receipts = {name.artifact_id: name for name in names if name.standing is State.DELIVERED}
         if receipts:
             names = self._settled(shard, names, receipts)
+        if len({name.artifact_id for name in names}) < len(names):
+            names = self._single(shard, names)
         self._index.load(names)
 
     def _settled(
@@ -87,6 +90,34 @@ class Scan:
                 self._aside(shard, str(receipts.pop(name.artifact_id)))
         stays = {State.SEALED: False, State.DELIVERED: True}
         return [name for name in names if stays.get(name.standing) in (None, name.artifact_id in receipts)]
+
+    def _single(self, shard: str, names: list[ArtifactName]) -> list[ArtifactName]:
+        """End what was sealed again under another data key: both files are whole, one stays, and durably so.
+
+        One whose data key is in the ring, if they differ in that. What differs in more is not ours, and kept.
+        """
+        by_artifact: defaultdict[ArtifactId, list[ArtifactName]] = defaultdict(list)
+        for name in names:
+            by_artifact[name.artifact_id].append(name)
+        stay = []
+        for twins in by_artifact.values():
+            best = min(twins, key=lambda name: (not self._has_ring_file(name), name.key_id.int))
+            stay.append(best)
+            for other in twins:
+                if other is best:
+                    continue
+                if str(other).replace(other.key_id.hex, best.key_id.hex) == str(best):
+                    self._finished += self._removed(other.path)
+                else:
+                    self._aside(shard, str(other))
+        try:
+            self._files.sync_directory(f"{self._root}/artifacts/{shard}")
+        except PipelineError as error:
+            raise HaltError(f"the folder artifacts/{shard} can't be made durable: {error}. Start again") from error
+        return stay
+
+    def _has_ring_file(self, name: ArtifactName) -> bool:
+        return f"{name.key_id.hex}.json" in self._files.names(f"{self._root}/keys/{name.instance_id}")
 
     def _listed(self, shard: str) -> list[ArtifactName]:
         """Give the artifacts of a shard; what is not ours is moved away, what was being written aside is removed."""

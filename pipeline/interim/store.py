@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
+from weakref import WeakValueDictionary
 
+import anyio
 import anyio.to_thread
+import msgspec
 
 from pipeline.crypt.artifact import HEADER_SIZE, Header, Sealer
 from pipeline.crypt.segments import DataKey, SegmentType
@@ -25,9 +28,10 @@ from pipeline.interim.migration import OLDEST, migrate
 from pipeline.interim.poison import moved
 from pipeline.interim.reader import ArtifactReader
 from pipeline.interim.recovery import Recovered, recover, renew
+from pipeline.interim.reseal import Resealed, reseal
 from pipeline.interim.room import QuotaOf, Room, unlimited
 from pipeline.interim.scan import Scan, Scanned
-from pipeline.interim.states import SHARDS, ArtifactName
+from pipeline.interim.states import SHARDS, ArtifactName, State
 from pipeline.interim.volume import Volume
 from pipeline.interim.writer import ArtifactWriter, Digests, OutBuffers, Tally
 from pipeline.ports import FileSystem
@@ -54,6 +58,7 @@ class InterimStore:
         self._commits = commits
         self._buffers = OutBuffers()
         self._volume = volume
+        self._claims: WeakValueDictionary[ArtifactId, anyio.Lock] = WeakValueDictionary()
         self._unsure: set[ArtifactId] = set()
         """Open artifacts whose last sync failed: what can be read of them may not be on the disk."""
 
@@ -115,6 +120,13 @@ class InterimStore:
     def path(self, name: ArtifactName) -> str:
         """Where an artifact of that name lies."""
         return f"{self.root}/artifacts/{name.path}"
+
+    def claim(self, artifact: ArtifactId) -> anyio.Lock:
+        """Get the lock of a sealed or poison artifact: it is delivered, sealed again or erased by one task at a time.
+
+        Its name may be another one when the lock is got: ask the index again.
+        """
+        return self._claims.setdefault(artifact, anyio.Lock())
 
     # --- writing
 
@@ -215,6 +227,46 @@ class InterimStore:
         await self._commits.commit(Commit(lines=tuple(lines), renames=((path, gone),), unlinks=(gone,)))
         self.index.remove(name.artifact_id)
 
+    async def give_key(
+        self, name: ArtifactName, old: DataKey, new: DataKey, tell: Callable[[ArtifactName], Sequence[LogLine]]
+    ) -> ArtifactName:
+        """Seal an artifact again under another data key: a proven copy takes its place. Nobody else may be at it.
+
+        Both are whole while both are there, so a crash between them loses nothing: the scan keeps one.
+
+        Raises:
+            SegmentForgedError: not all of it opens; it stays as it is.
+            StoreFullError, StoreIoError, VolumeFailedError: come back later.
+
+        """
+        target = msgspec.structs.replace(name, key_id=new.key_id)
+        path, place = self.path(name), self.path(target)
+        aside = f"{place}.tmp"
+        with anyio.CancelScope(shield=True):
+            with _present():
+                found = await anyio.to_thread.run_sync(self._resealed, path, aside, old, new)
+            if not found.is_whole or found.is_finished is (name.state is State.OPEN):
+                self._files.unlink(aside)
+                raise SegmentForgedError("an artifact does not open to its end")
+            try:
+                await self._commits.commit(Commit(lines=tuple(tell(target)), renames=((aside, place),)))
+            except DeferError:
+                self._files.unlink(aside)
+                raise
+            await self._leave(name, target)
+        self.index.put(target)
+        if name.state is State.OPEN:
+            self.index.found(name.artifact_id, found.media_bytes)
+        return target
+
+    async def leave(self, name: ArtifactName) -> bool:
+        """Remove what is left of an artifact under a data key that it does not have any more; False if it has."""
+        known = self.index.get(name.artifact_id)
+        if known is None or known.key_id == name.key_id or str(known) not in self._names_beside(known):
+            return False
+        await self._remove_durably(self.path(name))
+        return True
+
     async def fold(self, name: ArtifactName, receipt: bytes, log: str) -> None:
         """Move an old receipt into the instance's receipt log."""
         await self._commits.commit(Commit(lines=(LogLine(log, receipt),), unlinks=(self.path(name),)))
@@ -253,6 +305,32 @@ class InterimStore:
         return moved(self.root, self._files, self.index)
 
     # --- inside
+
+    def _resealed(self, path: str, aside: str, old: DataKey, new: DataKey) -> Resealed:
+        handle = self._files.open(path)
+        try:
+            self.room.check_copy(self._files.size(handle))
+        finally:
+            self._files.close(handle)
+        return reseal(self._files, path, aside, old, new)
+
+    async def _leave(self, name: ArtifactName, target: ArtifactName) -> None:
+        """Remove the file that `target` stands in for. If a person moved it meanwhile, `target` goes instead."""
+        try:
+            await self._remove_durably(self.path(name))
+        except StoreIoError:
+            if str(name) in self._names_beside(name):
+                self.index.put(target)
+                raise
+            await self._remove_durably(self.path(target))
+            raise
+
+    def _names_beside(self, name: ArtifactName) -> list[str]:
+        return self._files.names(self.path(name).rpartition("/")[0])
+
+    async def _remove_durably(self, path: str) -> None:
+        """Remove a file so that no power cut brings it back: under a name that the scan removes, before it goes."""
+        await self._commits.commit(Commit(renames=((path, f"{path}.tmp"),), unlinks=(f"{path}.tmp",)))
 
     def _writer(
         self, name: ArtifactName, handle: int, sealer: Sealer, digests: Digests, tally: Tally, *, end: int, synced: int

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from pipeline.errors import SegmentForgedError
-from pipeline.ids import ArtifactId, InstanceId
+from pipeline.ids import ArtifactId, InstanceId, KeyId
 from pipeline.interim.states import SHARDS, ArtifactName, State, parse_name, shard_of
 from pipeline.ports import FileSystem
 
@@ -23,6 +23,8 @@ class Survey:
     """Oldest artifact first."""
     strangers: tuple[str, ...]
     """Files among the artifacts that bear no artifact's name: shard and name."""
+    doubles: tuple[ArtifactName, ...] = ()
+    """Further files of artifacts that are among `names`, as a crash may leave them."""
 
     def standing(self, state: State) -> list[ArtifactName]:
         """Every artifact that stands in a state, oldest first."""
@@ -31,6 +33,14 @@ class Survey:
     def undelivered(self, instance: InstanceId) -> list[ArtifactName]:
         """Every artifact of an instance whose media are held here, oldest first."""
         return [name for name in self.names if name.instance_id == instance and name.standing is not State.DELIVERED]
+
+    def all_under(self, instance: InstanceId, key: KeyId) -> list[ArtifactName]:
+        """Every file of an instance that holds media under a data key, doubles as well."""
+        return [
+            name
+            for name in (*self.names, *self.doubles)
+            if (name.instance_id, name.key_id) == (instance, key) and name.standing is not State.DELIVERED
+        ]
 
 
 def survey(root: str, files: FileSystem) -> Survey:
@@ -42,6 +52,7 @@ def survey(root: str, files: FileSystem) -> Survey:
     """
     names: list[ArtifactName] = []
     strangers: list[str] = []
+    doubles: list[ArtifactName] = []
     for shard in SHARDS:
         found: dict[ArtifactId, ArtifactName] = {}
         for text in files.names(f"{root}/artifacts/{shard}"):
@@ -52,12 +63,14 @@ def survey(root: str, files: FileSystem) -> Survey:
             except SegmentForgedError:
                 strangers.append(f"{shard}/{text}")
                 continue
-            if (
-                name.artifact_id not in found or name.standing is State.DELIVERED
-            ):  # a durable receipt outlives its media
-                found[name.artifact_id] = name
+            known = found.setdefault(name.artifact_id, name)
+            if known is name:
+                continue
+            if name.standing is State.DELIVERED:  # a durable receipt outlives its media
+                found[name.artifact_id], name = name, known
+            doubles.append(name)
         names += found.values()
-    return Survey(tuple(sorted(names, key=lambda name: name.artifact_id)), tuple(sorted(strangers)))
+    return Survey(tuple(sorted(names, key=lambda name: name.artifact_id)), tuple(sorted(strangers)), tuple(doubles))
 
 
 def is_held(root: str, files: FileSystem, artifact: ArtifactId) -> bool:

@@ -1,6 +1,7 @@
 """`pipeline keys change` on a running service and without one, against a key server that enforces key states."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from pipeline.cli import app
 from pipeline.config import load_instances
-from pipeline.instances import Instance
+from pipeline.instances import Instance, KeyAccess
 from tests.kms_server import RunningKeyServer, new_key
 from tests.node import Caller, node, process_node, until
 from tests.sites import Party, Site, key_server_site
@@ -105,6 +106,31 @@ async def test_a_change_under_a_running_service_loses_no_request_and_needs_the_o
         names = [each["eventName"] for each in site.audit(site.acme)]
         assert {"KeyChangeBegun", "JobAsked", "ReEncrypt", "JobEnded", "KeyChangeCompleted"} <= set(names)
         assert (await change(site, new))[0] == 0
+
+
+async def test_the_grant_goes_with_the_key(quiet: None, tmp_path: Path) -> None:
+    async with key_server_site(tmp_path) as (site, keys), keys.client("admin") as admin:
+        old, new = site.acme.instance.kms_key_arn, await new_key(admin)
+        site.reconfigure(replace(site.acme.instance, key_access=KeyAccess.GRANT))
+
+        async def names(arn: str) -> list[str]:
+            return [grant["Name"] for grant in (await admin.list_grants(KeyId=arn))["Grants"]]
+
+        result = await anyio.to_thread.run_sync(
+            lambda: CliRunner().invoke(app, ["grants", "create", "acme", "--config", str(site.write_settings())])
+        )
+        assert result.exit_code == 0, result.output
+        (name,) = await names(old)
+        async with node(site) as caller:
+            await taken(site, caller, site.acme, 1)
+            disable(keys, new)
+            assert (await run(site, "change", "acme", new)).exit_code == 3
+            assert (await names(old), await names(new)) == ([name], [])
+            enable(keys, new)
+            assert (await change(site, new))[0] == 0
+            assert (await names(old), await names(new)) == ([], [name])
+            await taken(site, caller, site.acme, 2)
+            await until(lambda: len(site.published(site.acme)) == 2)
 
 
 async def test_a_key_that_is_no_key_changes_nothing(quiet: None, tmp_path: Path) -> None:
