@@ -6,6 +6,9 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline.commands import (
+    audit,
+    audit_prove,
+    audit_search,
     backup,
     classes,
     doctor,
@@ -103,6 +106,11 @@ legal_holds = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
+audits = typer.Typer(
+    help="The audit logs: whether they are whole, what is in them, and proofs for others.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
 
 app.command(epilog=serve.EXAMPLE)(serve.serve)
 app.command(epilog=put.EXAMPLE)(put.put)
@@ -150,6 +158,13 @@ app.add_typer(legal_holds, name="legal-hold")
 legal_holds.command("add", epilog=legal_hold.EXAMPLES["add"])(legal_hold.add)
 legal_holds.command("release", epilog=legal_hold.EXAMPLES["release"])(legal_hold.release)
 legal_holds.command("list", epilog=legal_hold.EXAMPLES["list"])(legal_hold.list_holds)
+app.add_typer(audits, name="audit")
+audits.command("verify", epilog=audit.EXAMPLES["verify"])(audit.verify)
+audits.command("search", epilog=audit_search.EXAMPLES["search"])(audit_search.search)
+audits.command("prove", epilog=audit_prove.EXAMPLES["prove"])(audit_prove.prove)
+audits.command("check-proof", epilog=audit_prove.EXAMPLES["check-proof"])(audit_prove.check_proof)
+audits.command("export", epilog=audit_search.EXAMPLES["export"])(audit_search.export)
+audits.command("key", epilog=audit.EXAMPLES["key"])(audit.key)
 app.command(epilog=kms.EXAMPLE)(kms.kms)
 app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
 

@@ -19,6 +19,7 @@ from pipeline.adapters.disk import locked
 from pipeline.adapters.eventbridge import EventBridgeSink
 from pipeline.adapters.sqlite import SqliteEngine
 from pipeline.adapters.sqs import SqsQueue, SqsSink
+from pipeline.auditing import kept_audit
 from pipeline.canary import Canary
 from pipeline.delivery.buffers import BufferPool
 from pipeline.delivery.deliverer import Deliverer
@@ -92,6 +93,7 @@ def connect(
     missing = _missing(node, store, taking)
     publishers = _publishers(node, sinks)
     canary = _canary(node, store, recorder)
+    audit = kept_audit(node)
     watched = Watched(
         store=store,
         tenants=node.tenants,
@@ -102,6 +104,7 @@ def connect(
         canary=canary,
         clock=clock,
         refused_files=lambda: node.refused_files,
+        audit=lambda: {**audit.troubles, **commits.audit.troubles},
         servers_up=servers_up,
         unrepeated=Unrepeated(),
     )
@@ -150,6 +153,7 @@ def connect(
         upkeep=Upkeep(node.shelves),
         health=health,
         canary=canary,
+        audit=audit,
         jobs=Jobs(
             f"{node.root}/jobs",
             files=files,

@@ -164,6 +164,12 @@ class SegmentForgedError(RejectError):
     reason = "integrity"
 
 
+class ProofError(RejectError):
+    """A proof does not prove what it says. What it says is not to be believed."""
+
+    reason = "proof"
+
+
 class ArtifactUnreadableError(RejectError):
     """The disk does not give an artifact's bytes back, time and again. What there is of it is kept."""
 

@@ -106,6 +106,8 @@ class Watched:
     clock: Clock
     refused_files: Callable[[], int]
     """How many instance files can't be used."""
+    audit: Callable[[], Mapping[str, str]]
+    """What is wrong with audit logs, by their names."""
     servers_up: Callable[[], bool] | None
     """Whether the embedded servers are there; None where others' are used."""
     unrepeated: Unrepeated
@@ -234,6 +236,7 @@ class Health:
         waited = f"none; {numbers['awaited']} awaited"
         yield _counted("missing", numbers["missing"], "announced recordings have not come", waited)
         yield _counted("configuration", watched.refused_files(), "instance files can't be used", "ok")
+        yield _counted("audit", len(watched.audit()), "audit logs can't be written to, or are broken", "ok")
         if watched.canary is not None:
             late, detail = watched.canary.state()
             yield Line("canary", Mark.WARNS if late else Mark.OK, detail)

@@ -25,6 +25,7 @@ from pipeline.adapters.kms import AwsKeyService
 from pipeline.adapters.s3 import S3Destination
 from pipeline.adapters.sts import Role, RoleSession, own_principal
 from pipeline.audit.records import Actor
+from pipeline.audit.signing import SigningKeys
 from pipeline.crypt.duty import KEY_LIFE
 from pipeline.crypt.grants import GrantedKeys, GrantFolder, make_grant
 from pipeline.crypt.keyring import KeyRing
@@ -146,10 +147,12 @@ class Node:
         self.root = str(settings.state_dir)
         self.volume = Volume(self.root, Disk(), self.clock, ballast_bytes=settings.store.free_bytes)
         self.files = self.volume.files
+        self.audit_keys = SigningKeys(settings.config_dir)
         self.commits = GroupCommit(
             self.volume.reserved,
             volume=self.root,
             rotation=Rotation(f"{self.root}/events", settings.events_out.file_bytes),
+            least=self.audit_keys.least,
         )
         self.trail = Trail(self.root, actor=SERVICE, clock=self.clock)
         self.tenants = Tenants(self._ring)

@@ -13,6 +13,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
+from pipeline.audit.keeper import AuditKeeper
 from pipeline.canary import Canary
 from pipeline.delivery.dispatcher import Dispatcher
 from pipeline.delivery.eventlogs import EventLogs
@@ -67,6 +68,7 @@ class Parts:
     upkeep: Upkeep
     health: Health
     canary: Canary | None
+    audit: AuditKeeper
     jobs: Jobs
     listen: Listen
 
@@ -101,6 +103,7 @@ class Service:
             writers.start_soon(parts.commits.run, name="group commit")
             try:
                 await self._serve(stop, prepare, started)
+                await parts.audit.sign(all_of_it=True)
             finally:
                 parts.journal.close()
                 parts.commits.stop()
@@ -189,6 +192,7 @@ class Service:
             "records": parts.upkeep.run,
             "health": parts.health.run,
             "volume": parts.store.room.run,
+            "audit": parts.audit.run,
             "jobs": parts.jobs.run,
         }
         if parts.canary is not None:

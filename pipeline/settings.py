@@ -114,6 +114,16 @@ class RecordSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AuditSettings:
+    """Checkpoints of the audit logs."""
+
+    checkpoint_every: timedelta = seconds(300, low=1, high=86_400)
+    """How long a record may wait for a signed checkpoint that covers it."""
+    checkpoint_records: int = whole(10_000, low=1, high=10_000_000)
+    """So many are signed sooner."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DeliverySettings:
     """How hard the buckets are worked."""
 
@@ -180,6 +190,7 @@ class Settings:
     canary: CanarySettings = field(default_factory=CanarySettings)
     keys: KeySettings = field(default_factory=KeySettings)
     records: RecordSettings = field(default_factory=RecordSettings)
+    audit: AuditSettings = field(default_factory=AuditSettings)
     delivery: DeliverySettings = field(default_factory=DeliverySettings)
     queues: tuple[QueueSource, ...] = ()
     events_out: EventsOut = field(default_factory=EventsOut)
@@ -227,6 +238,7 @@ TABLES: Mapping[str, type] = {
     "canary": CanarySettings,
     "keys": KeySettings,
     "records": RecordSettings,
+    "audit": AuditSettings,
     "delivery": DeliverySettings,
     "events_out": EventsOut,
     "log": LogSettings,
@@ -280,6 +292,7 @@ def load(toml_text: str | None, environ: Mapping[str, str], *, base: PurePath) -
         canary=given.table("canary", CanarySettings),
         keys=given.table("keys", KeySettings),
         records=_records(given),
+        audit=given.table("audit", AuditSettings),
         delivery=_delivery(given),
         queues=tuple(given.rows("queues", QueueSource)),
         events_out=given.table("events_out", EventsOut),

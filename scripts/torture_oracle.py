@@ -15,6 +15,7 @@ from torture_ledger import MARKER, Chat, Ledger, Recording
 from torture_outcome import Outcome
 
 from pipeline.adapters.aws import open_client
+from pipeline.audit.hourly import OBJECTS
 from pipeline.demo.search import Marker, check, search
 from tests.e2e.journey import STAMP
 from tests.sites import Party, Site
@@ -90,6 +91,7 @@ class Oracle:
                 each["Key"]
                 async for page in s3.get_paginator("list_objects_v2").paginate(Bucket=party.bucket)
                 for each in page.get("Contents", [])
+                if not each["Key"].startswith(OBJECTS)
             ]
             for gone in known.keys() - set(keys):
                 self.lost[gone] = "was in the bucket, and is no more"

@@ -1,5 +1,6 @@
 """A store that its own parts made, with its configuration, for the commands that need no key. For tests only."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -55,7 +56,7 @@ def made_world(state: Path) -> World:
             chat = await held.hold(GLOBEX, Kind.CHAT, b'{"Version":"x"}', contact="c-2")
             opened = await held.leave_open(ACME, Kind.SCREEN, BODY)
             delivered = await held.hold(ACME, Kind.VOICE, b"delivered", contact="c-3")
-            await held.deliver(delivered)
+            await held.deliver(delivered, sha256=hashlib.sha256(b"delivered").hexdigest())
             spoiled = await held.hold(GLOBEX, Kind.VOICE, b"spoiled", contact="c-4")
             poison = await held.store.reject(spoiled, "integrity", ())
             return World(state, sealed, chat, opened, delivered.delivered(), poison)

@@ -1,5 +1,6 @@
 """A state directory with one recording in each state, made by the store's own parts. For tests only."""
 
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -65,6 +66,7 @@ class HeldStore:
     store: InterimStore
     recorder: Recorder
     tenants: Tenants
+    trail: Trail
     sealed: list[ArtifactName] = field(default_factory=list)
 
     async def hold(self, instance_id: InstanceId, kind: Kind, body: bytes, *, contact: str = "c-1") -> ArtifactName:
@@ -85,7 +87,9 @@ class HeldStore:
         await reception.append(body, 0.0)
         return reception
 
-    async def deliver(self, name: ArtifactName, key: str = "connect/acme/voice/x.wav") -> Receipt:
+    async def deliver(
+        self, name: ArtifactName, key: str = "connect/acme/voice/x.wav", *, sha256: str = "ab" * 32
+    ) -> Receipt:
         """Settle a sealed artifact with a receipt, as if its bucket had proven it."""
         storage = self.tenants[name.instance_id].instance.storage[name.kind]
         subject = Subject(
@@ -94,13 +98,16 @@ class HeldStore:
             instance_id=name.instance_id,
             kind=name.kind,
             generation=name.generation,
-            sha256="ab" * 32,
+            sha256=sha256,
         )
         request = PutRequest(key, name.size_bytes or 0, CRC, "audio/wav", subject.metadata)
         facts = ObjectFacts(key, crc64nvme=CRC, encryption="aws:kms", kms_key_arn=BUCKET_KEY)
         receipt = verify(subject, request, storage, facts, SystemClock().now())
         assert isinstance(receipt, Receipt)
-        await self.store.settle(name, write_receipt(receipt), (), ())
+        raw = write_receipt(receipt)
+        digest = hashlib.sha256(raw).hexdigest()
+        line = self.trail.moved(name.delivered(), subject.recording_id, "ArtifactDelivered", receiptSha256=digest)
+        await self.store.settle(name, raw, (line,), ())
         return receipt
 
 
@@ -141,6 +148,6 @@ async def held_store(state: Path, kms: KeyService, *instances: Instance) -> Asyn
     async with anyio.create_task_group() as group:
         group.start_soon(commits.run)
         try:
-            yield HeldStore(store, recorder, tenants, sealed)
+            yield HeldStore(store, recorder, tenants, trail, sealed)
         finally:
             commits.stop()

@@ -192,7 +192,10 @@ class StrictDestination:
     def _check_name(self, request: PutRequest) -> None:
         if len(request.key) > 1024 or not all(_SEGMENT.fullmatch(one) for one in request.key.split("/")):
             raise DestinationRefusedError("KeyTooLongError")
-        assert set(request.metadata) == {"rid", "gen", "sha256"}, "nothing else goes on an object"
+        if request.key.startswith("audit/"):
+            assert set(request.metadata) <= {"sha256", "signature", "signature-algorithm"}, "nothing else goes there"
+        else:
+            assert set(request.metadata) == {"rid", "gen", "sha256"}, "nothing else goes on an object"
 
     def _store(self, request: PutRequest, data: bytes) -> ObjectFacts:
         facts = ObjectFacts(

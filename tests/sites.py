@@ -20,6 +20,7 @@ import tomli_w
 from pipeline import config, embedded
 from pipeline.adapters import children
 from pipeline.adapters.aws import open_client
+from pipeline.audit.hourly import OBJECTS
 from pipeline.embedded import Servers, opened
 from pipeline.ids import RECORDINGS, InstanceId, Kind
 from pipeline.instances import Instance, Limits, Storage
@@ -131,7 +132,7 @@ class Site:
         return [each["recordingInfo"]["location"] for each in details if each["recordingStatus"] == "PUBLISHED"]
 
     async def objects(self, party: Party) -> dict[str, Stored]:
-        """Everything in a party's bucket."""
+        """Every recording in a party's bucket."""
         found = {}
         async with open_client("s3", self.reader) as s3:
             for key in await _keys(s3, party.bucket):
@@ -145,7 +146,7 @@ class Site:
         return found
 
     async def versions(self, party: Party) -> list[str]:
-        """Keys of all versions in a bucket, delete markers too."""
+        """Keys of all versions of recordings in a bucket, delete markers too."""
         async with open_client("s3", self.reader) as s3:
             pages = s3.get_paginator("list_object_versions").paginate(Bucket=party.bucket)
             return [
@@ -153,6 +154,7 @@ class Site:
                 async for page in pages
                 for part in ("Versions", "DeleteMarkers")
                 for each in page.get(part, [])
+                if not each["Key"].startswith(OBJECTS)
             ]
 
     async def unfinished(self, party: Party) -> list[str]:
@@ -337,7 +339,8 @@ async def _make_buckets(site: Site) -> None:
 
 async def _keys(s3: Any, bucket: str) -> list[str]:
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket)
-    return [each["Key"] async for page in pages for each in page.get("Contents", [])]
+    keys = [each["Key"] async for page in pages for each in page.get("Contents", [])]
+    return [key for key in keys if not key.startswith(OBJECTS)]
 
 
 def _lines(paths: Iterable[Path]) -> list[dict[str, Any]]:

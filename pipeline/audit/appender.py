@@ -116,6 +116,15 @@ class ChainedLogs:
         known = self._open.get(directory)
         return known is None or self._files.is_at(known.handle, f"{directory}/{known.file}")
 
+    def close_file(self, directory: str, hour: str) -> None:
+        """Begin a new file, unless the last one is of this hour, or empty: what is in it stays as it is from now on.
+
+        Raises as `append` does.
+        """
+        with self._locked(directory, hour) as known:
+            if known.size_bytes and known.file.hour != hour:
+                self._go_on_in_new_file(directory, known, hour)
+
     def close(self) -> None:
         """Let all handles go."""
         for directory in list(self._open):

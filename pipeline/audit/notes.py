@@ -79,7 +79,7 @@ class Signer:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read what `text` gives. Raises `RefuseError`, which repeats nothing of it."""
-        parts = text.strip().split("+")
+        parts = text.strip().split("+", 4)
         raw = _decoded(parts[4]) if len(parts) == 5 and parts[:2] == ["PRIVATE", "KEY"] else None
         if raw is None or raw[:1] != _ED25519 or len(raw) != 33:
             raise RefuseError("the signing key's file does not hold a key; restore it from a backup", field="key")

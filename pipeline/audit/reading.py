@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.audit.appender import LOCK
 from pipeline.audit.chain import FileName, file_names
-from pipeline.audit.smallfiles import held, pieces
+from pipeline.audit.files import held, pieces
 from pipeline.ports import FileSystem
 
 

@@ -9,18 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from pipeline.audit.chain import NO_HASH, leaf_hash, link_of
+from pipeline.audit.files import held, whole
 from pipeline.audit.notes import Checkpoint, Signer, Verifier, checkpoint_of, size_said
 from pipeline.audit.reading import Snapshot, lines, snapshot
-from pipeline.audit.smallfiles import held, put, whole
 from pipeline.audit.tree import Frontier
 from pipeline.config import write_new_private, write_private
 from pipeline.errors import AuditBrokenError, RefuseError
 from pipeline.ports import FileSystem
+from pipeline.smallfiles import write_whole
 
 ORIGIN = "recording-pipeline/audit/"
 """Begins the name of each log and of its key; the log's own follows."""
 LEAVES = "leaves"
 CHECKPOINTS = "checkpoints"
+SIGNING_LOCK = "signing.lock"
+"""Held by whoever makes checkpoints or digests of a log."""
 HASH_BYTES = 32
 _NUMBER = re.compile(r"(?P<number>[0-9]{8})\.txt")
 _KEYS = "audit"
@@ -113,7 +116,7 @@ class SignedLog:
         """
         if not self._files.names(self._directory):
             return None
-        with held(self._files, f"{self._directory}/signing.lock"):
+        with held(self._files, f"{self._directory}/{SIGNING_LOCK}"):
             self._catch_up()
             self._read_on(snapshot(self._files, self._directory, sync=True))
             if not self._new:
@@ -122,7 +125,7 @@ class SignedLog:
             checkpoint = Checkpoint(ORIGIN + self.log, self._frontier.size, self._frontier.root)
             note = signer.note(checkpoint.text)
             self._keep_leaves()
-            put(self._files, _path(self._directory, self.number + 1), note.encode())
+            write_whole(self._files, _path(self._directory, self.number + 1), note.encode())
             self.number += 1
             self._new = []
         self._keys.keep(self.log, note)

@@ -19,6 +19,7 @@ from pipeline.adapters.kms import AwsKeyService
 from pipeline.adapters.s3 import S3Destination
 from pipeline.adapters.sts import Role, own_principal
 from pipeline.audit.records import Actor
+from pipeline.audit.signing import SigningKeys
 from pipeline.crypt.grants import GrantedKeys, GrantFolder
 from pipeline.crypt.keyring import KeyRing
 from pipeline.embedded import attached
@@ -44,7 +45,7 @@ class Access:
         self.trail = Trail(str(settings.state_dir), actor=self.actor, clock=self.clock)
         self._settings = settings
         self._stack = stack
-        self._logs = AppendLogs(self.files)
+        self._logs = AppendLogs(self.files, least=SigningKeys(settings.config_dir).least)
         self._limiter = anyio.CapacityLimiter(1)
         self._clients: Clients | None = None
         self._rings: dict[InstanceId, KeyRing] = {}

@@ -44,6 +44,9 @@ def get(
             min=1, show_default=False, help="This generation; without it the artifact of that id, or the newest."
         ),
     ] = None,
+    reason: Annotated[
+        str | None, typer.Option(metavar="TEXT", show_default=False, help="Why: it stands in the audit log.")
+    ] = None,
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
     as_json: JsonOption = False,
@@ -59,7 +62,7 @@ def get(
         raise typer.BadParameter("give a file: plaintext goes to no terminal, and not among JSON", param_hint="-o")
     bounds = _bounds(byte_range)
     site = open_site(config, state_dir)
-    answer = anyio.run(_get, site, wanted, generation, origin, bounds, output)
+    answer = anyio.run(_get, site, wanted, generation, origin, bounds, output, reason)
     if as_json:
         screen.emit(answer)
     else:
@@ -84,6 +87,7 @@ async def _get(
     origin: Origin,
     bounds: tuple[int, int | None],
     output: Path | None,
+    reason: str | None,
 ) -> dict[str, Any]:
     from contextlib import AsyncExitStack
 
@@ -100,7 +104,7 @@ async def _get(
         start, end = bounds[0], source.size_bytes if bounds[1] is None else min(bounds[1], source.size_bytes)
         if start > end or (start == end and start):
             raise RefuseError(f"the recording has {source.size_bytes} bytes", field="--range")
-        await _tell(access, found, source, chosen, start, end)
+        await _tell(access, found, source, chosen, (start, end), reason)
         compared = await _write(source, start, end, output)
         return {
             "artifactId": str(found.artifact_id),
@@ -124,8 +128,11 @@ def _chosen(found: "Found", origin: Origin) -> Origin:
     return origin
 
 
-async def _tell(access: "Access", found: "Found", source: "Plaintext", origin: Origin, start: int, end: int) -> None:
-    """Record who opens what, durably, before any of it leaves."""
+async def _tell(
+    access: "Access", found: "Found", source: "Plaintext", origin: Origin, part: tuple[int, int], reason: str | None
+) -> None:
+    """Record who opens what and why, durably, before any of it leaves."""
+    start, end = part
     line = access.trail.changed(
         found.instance_id,
         "PlaintextOpened",
@@ -133,6 +140,8 @@ async def _tell(access: "Access", found: "Found", source: "Plaintext", origin: O
         recordingId=str(source.recording_id),
         kind=found.kind,
         generation=found.generation,
+        purpose="get",
+        reason=reason,
         source=origin,
         firstByte=start,
         bytes=end - start,

@@ -84,6 +84,8 @@ class Deliverer:
         """How often in a row a destination did not answer as it should."""
         self._unread: Counter[ArtifactId] = Counter()
         """How often in a row an artifact could not be read."""
+        self._openings: Counter[ArtifactId] = Counter()
+        """How often an artifact was opened for delivery since the start."""
         self._pool = pool
         self._clock = clock
         self._random = random
@@ -106,6 +108,7 @@ class Deliverer:
 
     async def reject(self, name: ArtifactName, error: RejectError) -> None:
         """Put an artifact aside with its bytes. Raises `DeferError` if even that can't be made durable now."""
+        self._openings.pop(name.artifact_id, None)
         target = name.rejected(error.reason)
         recording_id = RecordingId(name.artifact_id)
         lines = [self._trail.moved(target, recording_id, "ArtifactRejected", reason=error.reason)]
@@ -126,7 +129,12 @@ class Deliverer:
                 HoldCode.DESTINATION_MISSING,
                 "the instance is not configured for this kind any more; its recordings are kept until it is",
             )
+        if not self._store.audit_stands(name.instance_id):
+            # The seal's record has told of this opening; while none can be written, nothing is opened.
+            line = self._trail.moved(name, RecordingId(name.artifact_id), "PlaintextOpened", purpose="delivery")
+            await self._store.record([line])
         key = await tenant.ring.opening(name.key_id)
+        self._openings[name.artifact_id] += 1
         lane = name.instance_id, name.kind
         try:
             with self._readable(name), opened(self._store, name, key) as (manifest, source):
@@ -198,14 +206,16 @@ class Deliverer:
                 target,
                 recording_id,
                 "ArtifactDelivered",
+                # The object's key may tell of a person, by the contact's id: the receipt has it.
                 bucket=receipt.bucket,
-                key=receipt.key,
                 versionId=receipt.version_id,
+                openings=self._openings[name.artifact_id],
                 kmsKeyArn=receipt.kms_key_arn,
                 receiptSha256=hashlib.sha256(raw).hexdigest(),
             ),
         )
         await self._store.settle(name, raw, lines, self._volumes)
+        del self._openings[name.artifact_id]
         log.info("delivery.settled", artifact=str(name.artifact_id), kind=name.kind, size_bytes=receipt.size_bytes)
 
 

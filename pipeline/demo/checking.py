@@ -16,6 +16,7 @@ import anyio
 from botocore.exceptions import BotoCoreError, ClientError
 
 from pipeline.adapters.aws import open_client
+from pipeline.audit.hourly import OBJECTS
 from pipeline.demo.fixture import Sample, Tenant, chat_items
 from pipeline.demo.judge import Returned, chat_doubts, media_doubts, proof_doubts
 from pipeline.demo.running import Running, Tenancy
@@ -129,7 +130,7 @@ async def extra_objects(client: "S3Client", tenancies: Sequence[Tenancy], known:
         doubts.append("two recordings were published under one key")
     for bucket in sorted({storage.bucket for each in tenancies for storage in each.instance.storage.values()}):
         answer = await client.list_objects_v2(Bucket=bucket)
-        keys = {(bucket, each["Key"]) for each in answer.get("Contents", [])}
+        keys = {(bucket, each["Key"]) for each in answer.get("Contents", []) if not each["Key"].startswith(OBJECTS)}
         doubts += [f"s3://{bucket}/{key} is none of the recordings" for bucket, key in sorted(keys - expected)]
     return doubts
 

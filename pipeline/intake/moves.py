@@ -67,6 +67,7 @@ class Moves:
         subject = _subject(reception, target)
         quality = [Quality(flag) for flag in manifest.quality]
         facts = Facts(start=manifest.started, end=manifest.ended)
+        storage = reception.tenant.instance.storage.get(target.kind)
         lines = (
             self._trail.status(subject, Status.COMPLETED, facts, quality=quality),
             self._trail.moved(
@@ -77,6 +78,8 @@ class Moves:
                 sizeBytes=manifest.object.size_bytes,
                 sha256=manifest.object.sha256,
                 quality=list(manifest.quality),
+                opensFor="delivery",
+                bucket=storage.bucket if storage is not None else None,
             ),
         )
         await self._store.seal(reception.writer, target, lines)

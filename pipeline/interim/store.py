@@ -19,7 +19,7 @@ import msgspec
 from pipeline.crypt.artifact import HEADER_SIZE, Header, Sealer
 from pipeline.crypt.segments import DataKey, SegmentType
 from pipeline.errors import DeferError, HaltError, PipelineError, SegmentForgedError, StoreIoError
-from pipeline.ids import ArtifactId
+from pipeline.ids import ArtifactId, InstanceId
 from pipeline.interim.commit import Commit, GroupCommit
 from pipeline.interim.index import Index
 from pipeline.interim.logs import LogLine
@@ -266,6 +266,14 @@ class InterimStore:
             return False
         await self._remove_durably(self.path(name))
         return True
+
+    def audit_stands(self, instance: InstanceId) -> bool:
+        """Tell whether an instance's audit log can be written to, as far as is known: only its name is looked up."""
+        return self._commits.audit.stands(f"{self.root}/audit/{instance}")
+
+    async def record(self, lines: Sequence[LogLine]) -> None:
+        """Write lines, durably. Raises `DeferError` if that can't be done: what they tell of must not be done then."""
+        await self._commits.commit(Commit(lines=tuple(lines)))
 
     async def fold(self, name: ArtifactName, receipt: bytes, log: str) -> None:
         """Move an old receipt into the instance's receipt log."""

@@ -184,7 +184,7 @@ async def test_verify_opens_every_segment_of_a_sound_store(tmp_path: Path) -> No
         await test.store.hold(ACME, Kind.CHAT, b"{}", contact="c-2")
         answer = answered(await test.run("verify", "--read-data", "--json"))
         assert answer == {"checked": 2, "readData": True, "problems": [], "unopened": [], "poison": 0}
-        assert [record["eventName"] for record in records(test.state)] == ["Decrypt"]
+        assert [record["eventName"] for record in records(test.state)] == ["PlaintextOpened", "Decrypt"]
 
 
 async def test_a_key_that_is_disabled_opens_nothing_and_is_no_damage(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ async def asked(process: Node, **changes: object) -> Asked:
         canary=None,
         clock=process.world.clock,
         refused_files=lambda: 0,
+        audit=dict,
         servers_up=None,
         unrepeated=Unrepeated(),
     )
@@ -74,7 +75,17 @@ async def test_a_service_that_is_well_says_ok_of_every_part(tmp_path: Path) -> N
         assert (first, last, nothing) == ("oldest undelivered: none", "readyz check passed", "")
         assert all(line.startswith("[+]") for line in lines)
         said = {line.partition("]")[2].partition(":")[0] for line in lines}
-        assert said == {"service", "store", "room", "keys", "destinations", "journal", "missing", "configuration"} | {
+        assert said == {
+            "service",
+            "store",
+            "room",
+            "keys",
+            "destinations",
+            "journal",
+            "missing",
+            "configuration",
+            "audit",
+        } | {
             "clock",
             "log",
             "tasks",

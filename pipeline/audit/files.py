@@ -1,4 +1,4 @@
-"""Small files beside a log: written aside and renamed, read whole, and held as locks."""
+"""Files beside a log: read whole or in pieces, and held as locks."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,22 +7,6 @@ from contextlib import contextmanager
 from pipeline.ports import FileSystem
 
 _PIECE = 2**20
-
-
-def put(files: FileSystem, path: str, content: bytes) -> None:
-    """Put a file in place: all of it or nothing, durable when this returns. Raises `StoreFullError`, `StoreIoError`."""
-    directory = path.rpartition("/")[0]
-    files.make_directory(directory)
-    aside = f"{path}.tmp"
-    files.unlink(aside)
-    handle = files.create(aside)
-    try:
-        files.append(handle, [content])
-        files.sync(handle)
-    finally:
-        files.close(handle)
-    files.rename(aside, path)
-    files.sync_directory(directory)
 
 
 def whole(files: FileSystem, path: str, size_bytes: int | None = None) -> bytes | None:
