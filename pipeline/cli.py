@@ -18,6 +18,7 @@ from pipeline.commands import (
     instance,
     keys,
     keys_change,
+    keys_reencrypt,
     keys_rekey,
     kms,
     legal_hold,
@@ -134,6 +135,7 @@ grant_commands.command("revoke", epilog=grants.EXAMPLES["revoke"])(grants.revoke
 app.add_typer(policy_commands, name="policy")
 policy_commands.command("show", epilog=policy.EXAMPLE)(policy.show)
 key_commands.command("rekey", epilog=keys_rekey.EXAMPLE)(keys_rekey.rekey)
+key_commands.command("reencrypt", epilog=keys_reencrypt.EXAMPLE)(keys_reencrypt.reencrypt)
 app.add_typer(class_commands, name="classes")
 class_commands.command("show", epilog=classes.EXAMPLE)(classes.show)
 app.add_typer(record_commands, name="records")

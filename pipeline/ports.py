@@ -4,7 +4,7 @@ Adapters translate foreign exceptions into `pipeline.errors`, raise nothing else
 retries happen in one place per port, outside the adapter.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -300,6 +300,18 @@ class ObjectFacts:
     kms_key_arn: str | None = None
     bucket_key: bool | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    content_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectVersion:
+    """One version of an object, or a delete marker, as a listing names it."""
+
+    key: str
+    version_id: str
+    """`null` where the bucket kept no versions when it was written."""
+    is_latest: bool
+    is_marker: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +382,46 @@ class Destination(Protocol):
 
     async def delete(self, key: str) -> None:
         """Remove an object: only ever one that a probe made."""
+        ...
+
+
+class Rewritable(Destination, Protocol):
+    """A bucket whose objects may be encrypted anew: the only place that overwrites, and only what it has seen.
+
+    Everything written goes under the configured KMS key, on condition that the object still has the ETag `over`.
+    Raises `ObjectExistsError` if it has another one, or is gone; all else as `Destination`. Not every store has every
+    way, or keeps the condition: try each on an object of your own first. A store that does not know
+    `update_encryption` may take it for a plain write and *replace the object*.
+    """
+
+    def versions(self, prefix: str) -> AsyncIterator[Sequence[ObjectVersion]]:
+        """List every version and delete marker whose key begins with `prefix`, page by page."""
+        ...
+
+    async def head_version(self, key: str, version_id: str | None) -> ObjectFacts | None:
+        """Ask about one version of an object, checksums included; `None` if there is none."""
+        ...
+
+    async def update_encryption(self, key: str) -> None:
+        """UpdateObjectEncryption: the latest version, in its place; takes no condition."""
+        ...
+
+    async def copy_over(self, request: PutRequest, over: str) -> None:
+        """CopyObject of an object onto itself, with its metadata; up to 5 GiB."""
+        ...
+
+    async def copy_part(
+        self, key: str, upload_id: str, number: int, first: int, size_bytes: int, over: str
+    ) -> PartFacts:
+        """UploadPartCopy of a range of the object itself."""
+        ...
+
+    async def put_over(self, request: PutRequest, body: Buffer, over: str) -> None:
+        """PutObject in place of an object."""
+        ...
+
+    async def complete_over(self, request: PutRequest, upload_id: str, parts: Sequence[PartFacts], over: str) -> None:
+        """Finish a multipart upload in place of an object, with the whole object's checksum."""
         ...
 
 

@@ -1,11 +1,11 @@
-"""A strict `Destination` in memory: it checks all that S3 checks, and misbehaves on demand.
+"""A strict `Destination`, and `Rewritable`, in memory: it checks all that S3 checks, and misbehaves on demand.
 
 Each call has two steps, one before its effect and one after; a test can count them, cancel at one, or let it fail.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import md5
 from uuid import uuid4
@@ -20,6 +20,7 @@ from pipeline.ports import (
     Buffer,
     ObjectExistsError,
     ObjectFacts,
+    ObjectVersion,
     PartFacts,
     PutRequest,
     Unfinished,
@@ -34,6 +35,7 @@ STORAGE = Storage(
     bucket_owner="111122223333",
 )
 SMALLEST_PART = 5 * 2**20
+COPY_LIMIT = 5 * 2**30
 _SEGMENT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:=-]*[A-Za-z0-9_:=-])?")
 
 
@@ -61,6 +63,16 @@ class StrictDestination:
         self.objects: dict[str, Stored] = {}
         self.uploads: dict[str, Upload] = {}
         self.calls: list[str] = []
+        self.older: dict[str, list[Stored]] = defaultdict(list)
+        """Versions that were replaced, where the bucket keeps them; the last is the newest."""
+        self.markers: list[str] = []
+        """Keys of delete markers."""
+        self.keeps_versions = False
+        self.knows_update = True
+        """Whether it has UpdateObjectEncryption; else it takes the call for a plain write, as others do."""
+        self.knows_copy = True
+        self.keeps_conditions = True
+        self.page = 1000
         self.writes = 0
         """Bodies that were taken, parts included."""
         self.on_step: Callable[[str], Awaitable[None]] = _nothing
@@ -163,6 +175,92 @@ class StrictDestination:
         self.objects.pop(key, None)
         await self._step("delete", "after")
 
+    # --- encrypted anew
+
+    async def versions(self, prefix: str) -> AsyncIterator[Sequence[ObjectVersion]]:
+        found = [
+            ObjectVersion(key, stored.facts.version_id or "null", is_latest)
+            for key in sorted({*self.objects, *self.older})
+            for stored, is_latest in self._versions(key)
+        ]
+        found += [ObjectVersion(key, "marker", is_latest=True, is_marker=True) for key in self.markers]
+        wanted = [each for each in found if each.key.startswith(prefix)]
+        for start in range(0, max(len(wanted), 1), self.page):
+            await self._step("versions", "before")
+            yield wanted[start : start + self.page]
+
+    def _versions(self, key: str) -> list[tuple[Stored, bool]]:
+        latest = [(self.objects[key], True)] if key in self.objects else []
+        return latest + [(stored, False) for stored in reversed(self.older[key])]
+
+    async def head_version(self, key: str, version_id: str | None) -> ObjectFacts | None:
+        if version_id is None:
+            return await self.head(key)
+        await self._step("head", "before")
+        found = [stored for stored, _ in self._versions(key) if (stored.facts.version_id or "null") == version_id]
+        return self._echoed("head", found[0].facts) if found else None
+
+    async def update_encryption(self, key: str) -> None:
+        await self._step("update", "before")
+        stored = self.objects[key]
+        if self.knows_update:
+            stored.facts = replace(stored.facts, encryption="aws:kms", kms_key_arn=self.storage.kms_key_arn)
+        else:
+            text = b"<ObjectEncryption/>"
+            self.lay(key, text, kms_key_arn=None, encryption=None, crc64nvme=None)
+        await self._step("update", "after")
+
+    async def copy_over(self, request: PutRequest, over: str) -> None:
+        await self._step("copy", "before")
+        if not self.knows_copy:
+            raise DestinationBusyError("InvalidRequest")
+        self._expect(request.key, over)
+        assert request.size_bytes <= COPY_LIMIT
+        stored = self.objects[request.key]
+        self._replace(_as_it_was(stored, request), stored.body)
+        await self._step("copy", "after")
+
+    async def copy_part(
+        self, key: str, upload_id: str, number: int, first: int, size_bytes: int, over: str
+    ) -> PartFacts:
+        if not self.knows_copy:
+            raise DestinationBusyError("NotImplemented")
+        self._expect(key, over)
+        body = self.objects[key].body[first : first + size_bytes]
+        return await self.upload_part(key, upload_id, number, body, _crc(body))
+
+    async def put_over(self, request: PutRequest, body: Buffer, over: str) -> None:
+        await self._step("put over", "before")
+        data = bytes(body)
+        self._check(request, data)
+        self._expect(request.key, over)
+        self._replace(request, data)
+        self.writes += 1
+        await self._step("put over", "after")
+
+    async def complete_over(self, request: PutRequest, upload_id: str, parts: Sequence[PartFacts], over: str) -> None:
+        await self._step("complete over", "before")
+        upload = self._upload(request.key, upload_id)
+        assert upload.request == request
+        data = self._joined(upload, parts)
+        self._check(request, data)
+        self._expect(request.key, over)
+        self._replace(request, data)
+        del self.uploads[upload_id]
+        await self._step("complete over", "after")
+
+    def _expect(self, key: str, over: str) -> None:
+        stored = self.objects.get(key)
+        if self.keeps_conditions and (stored is None or stored.facts.etag != over):
+            raise ObjectExistsError("PreconditionFailed")
+
+    def _replace(self, request: PutRequest, data: bytes) -> None:
+        if self.keeps_versions:
+            self.older[request.key].append(self.objects[request.key])
+        facts = self._store(request, data)
+        if self.keeps_versions:
+            self.objects[request.key].facts = replace(facts, version_id=uuid4().hex)
+
     def lay(self, key: str, body: bytes, **changes: object) -> None:
         """Put an object there behind everyone's back; `changes` are fields of its facts."""
         facts = ObjectFacts(
@@ -208,6 +306,7 @@ class StrictDestination:
             kms_key_arn=self.storage.kms_key_arn,
             bucket_key=True,
             metadata=dict(request.metadata),
+            content_type=request.content_type,
         )
         self.objects[request.key] = Stored(data, facts)
         return facts
@@ -215,3 +314,9 @@ class StrictDestination:
 
 def _crc(data: bytes) -> str:
     return checksum_text(crc64nvme(data))
+
+
+def _as_it_was(stored: Stored, request: PutRequest) -> PutRequest:
+    """Describe a copy: what is copied decides what it is, not the request."""
+    facts = stored.facts
+    return replace(request, metadata=facts.metadata, content_type=facts.content_type or "", crc64nvme=_crc(stored.body))

@@ -1,13 +1,13 @@
-"""A bucket of one instance, by the S3 API: `Destination`.
+"""A bucket of one instance, by the S3 API: `Destination` and `Rewritable`.
 
-Every write is create-only, SSE-KMS under the configured key's full ARN with a Bucket Key, and names the bucket's owner.
-Nothing is retried, no exception of the HTTP library or the AWS client leaves this module, and a code that is not in
-the tables below counts as transient.
+Every write is create-only, or on condition that it replaces what was seen; SSE-KMS under the configured key's full ARN
+with a Bucket Key; and names the bucket's owner. Nothing is retried, no exception of the HTTP library or the AWS client
+leaves this module, and a code that is not in the tables below counts as transient.
 """
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from pipeline.ports import (
     Buffer,
     ObjectExistsError,
     ObjectFacts,
+    ObjectVersion,
     PartFacts,
     PutRequest,
     Unfinished,
@@ -101,14 +102,21 @@ class S3Destination:
         }
 
     async def put(self, request: PutRequest, body: Buffer) -> ObjectFacts:
+        return await self._put(request, body, IfNoneMatch="*")
+
+    async def put_over(self, request: PutRequest, body: Buffer, over: str) -> None:
+        with _gone():
+            await self._put(request, body, IfMatch=over)
+
+    async def _put(self, request: PutRequest, body: Buffer, **condition: str) -> ObjectFacts:
         try:
             with _edge(request.size_bytes):
                 answer = await self._client.put_object(
                     **self._place,
                     **self._encryption,
                     **_described(request),
+                    **condition,
                     Body=memoryview(body),
-                    IfNoneMatch="*",
                     ChecksumCRC64NVME=request.crc64nvme,
                 )
         except UploadLostError as error:  # 409: another write of this key was under way
@@ -144,6 +152,15 @@ class S3Destination:
         return PartFacts(number, answer["ETag"], crc64nvme)
 
     async def complete_multipart(self, request: PutRequest, upload_id: str, parts: Sequence[PartFacts]) -> ObjectFacts:
+        return await self._complete(request, upload_id, parts, IfNoneMatch="*")
+
+    async def complete_over(self, request: PutRequest, upload_id: str, parts: Sequence[PartFacts], over: str) -> None:
+        with _gone():
+            await self._complete(request, upload_id, parts, IfMatch=over)
+
+    async def _complete(
+        self, request: PutRequest, upload_id: str, parts: Sequence[PartFacts], **condition: str
+    ) -> ObjectFacts:
         listed = [{"PartNumber": part.number, "ETag": part.etag, "ChecksumCRC64NVME": part.crc64nvme} for part in parts]
         with _edge():
             answer = await self._client.complete_multipart_upload(
@@ -151,7 +168,7 @@ class S3Destination:
                 Key=request.key,
                 UploadId=upload_id,
                 MultipartUpload={"Parts": listed},
-                IfNoneMatch="*",
+                **condition,
                 ChecksumType="FULL_OBJECT",
                 ChecksumCRC64NVME=request.crc64nvme,
                 MpuObjectSize=request.size_bytes,
@@ -177,9 +194,13 @@ class S3Destination:
             marker = following
 
     async def head(self, key: str) -> ObjectFacts | None:
+        return await self.head_version(key, None)
+
+    async def head_version(self, key: str, version_id: str | None) -> ObjectFacts | None:
+        version = {} if version_id is None else {"VersionId": version_id}
         try:
             with _edge(reading=True):
-                answer = await self._client.head_object(**self._place, Key=key, ChecksumMode="ENABLED")
+                answer = await self._client.head_object(**self._place, **version, Key=key, ChecksumMode="ENABLED")
         except _NothingThereError:
             return None
         return _facts(key, answer)
@@ -204,6 +225,64 @@ class S3Destination:
         with _edge():
             await self._client.delete_object(**self._place, Key=key)
 
+    # --- encrypted anew
+
+    async def versions(self, prefix: str) -> AsyncIterator[Sequence[ObjectVersion]]:
+        marker: dict[str, str] = {}
+        while True:
+            with _edge():
+                page = await self._client.list_object_versions(**self._place, Prefix=prefix, **marker)
+                found = [_version(each) for each in page.get("Versions", [])]
+                found += [_version(each, is_marker=True) for each in page.get("DeleteMarkers", [])]
+            yield found
+            if not page.get("IsTruncated") or not page.get("NextKeyMarker"):
+                return
+            following = {"KeyMarker": page["NextKeyMarker"], "VersionIdMarker": page.get("NextVersionIdMarker", "")}
+            if following == marker:
+                raise DestinationBusyError("the bucket's list of versions has no end; it is read again later")
+            marker = following
+
+    async def update_encryption(self, key: str) -> None:
+        wanted = {"KMSKeyArn": self._encryption["SSEKMSKeyId"], "BucketKeyEnabled": True}
+        with _edge():
+            await self._client.update_object_encryption(**self._place, Key=key, ObjectEncryption={"SSEKMS": wanted})
+
+    async def copy_over(self, request: PutRequest, over: str) -> None:
+        with _gone(), _edge(request.size_bytes):
+            await self._client.copy_object(
+                **self._place,
+                **self._encryption,
+                **self._source(request.key, over),
+                Key=request.key,
+                IfMatch=over,
+                MetadataDirective="COPY",
+                ChecksumAlgorithm="CRC64NVME",
+            )
+
+    async def copy_part(
+        self, key: str, upload_id: str, number: int, first: int, size_bytes: int, over: str
+    ) -> PartFacts:
+        with _gone(), _edge(size_bytes):
+            answer = await self._client.upload_part_copy(
+                **self._place,
+                **self._source(key, over),
+                Key=key,
+                UploadId=upload_id,
+                PartNumber=number,
+                CopySourceRange=f"bytes={first}-{first + size_bytes - 1}",
+            )
+        part = answer.get("CopyPartResult", {})
+        if not part.get("ETag") or not part.get("ChecksumCRC64NVME"):
+            raise DestinationBusyError("the bucket copied a part and does not name it with its checksum")
+        return PartFacts(number, part["ETag"], part["ChecksumCRC64NVME"])
+
+    def _source(self, key: str, over: str) -> dict[str, Any]:
+        return {
+            "CopySource": {"Bucket": self._place["Bucket"], "Key": key},
+            "CopySourceIfMatch": over,
+            "ExpectedSourceBucketOwner": self._place["ExpectedBucketOwner"],
+        }
+
 
 def _described(request: PutRequest) -> dict[str, Any]:
     return {
@@ -227,7 +306,25 @@ def _facts(key: str, answer: Mapping[str, Any]) -> ObjectFacts:
         kms_key_arn=answer.get("SSEKMSKeyId"),
         bucket_key=answer.get("BucketKeyEnabled"),
         metadata=answer.get("Metadata", {}),
+        content_type=answer.get("ContentType"),
     )
+
+
+def _version(listed: Mapping[str, Any], *, is_marker: bool = False) -> ObjectVersion:
+    version = listed.get("VersionId") or "null"
+    return ObjectVersion(listed["Key"], version, bool(listed.get("IsLatest")), is_marker=is_marker)
+
+
+@contextlib.contextmanager
+def _gone() -> Iterator[None]:
+    """Take "there is no such object" for what it means to a condition: it is not the one that was seen."""
+    try:
+        yield
+    except DestinationBusyError as error:
+        cause = error.__cause__
+        if isinstance(cause, ClientError) and cause.response.get("Error", {}).get("Code") == "NoSuchKey":
+            raise ObjectExistsError("the object is gone") from error
+        raise
 
 
 class _NothingThereError(Exception):
