@@ -32,6 +32,7 @@ from pipeline.commands import (
     screen,
     serve,
     status,
+    subject,
     verify,
 )
 from pipeline.commands.exits import HELP, code_of
@@ -93,6 +94,9 @@ class_commands = typer.Typer(
 record_commands = typer.Typer(
     help="Records of the other classes of data, by the service.", no_args_is_help=True, rich_markup_mode="markdown"
 )
+subject_commands = typer.Typer(
+    help="All that is known of one person.", no_args_is_help=True, rich_markup_mode="markdown"
+)
 poisons = typer.Typer(
     help="What no retry could help: see it, give it back, remove it.", no_args_is_help=True, rich_markup_mode="markdown"
 )
@@ -145,7 +149,12 @@ record_commands.command("ls", epilog=records.EXAMPLES["ls"])(records.ls)
 record_commands.command("search", epilog=records.EXAMPLES["search"])(records.search)
 record_commands.command("delete", epilog=records.EXAMPLES["delete"])(records.delete)
 record_commands.command("import", epilog=records.EXAMPLES["import"])(records.import_records)
+record_commands.command("sweep", epilog=records.EXAMPLES["sweep"])(records.sweep)
 record_commands.command("change-key", epilog=records_key.EXAMPLE)(records_key.change_key)
+app.add_typer(subject_commands, name="subject")
+subject_commands.command("export", epilog=subject.EXAMPLES["export"])(subject.export)
+subject_commands.command("erase", epilog=subject.EXAMPLES["erase"])(subject.erase)
+subject_commands.command("opt-out", epilog=subject.EXAMPLES["opt-out"])(subject.opt_out)
 app.add_typer(poisons, name="poison")
 poisons.command("list", epilog=poison.EXAMPLES["list"])(poison.list_poison)
 poisons.command("requeue", epilog=poison.EXAMPLES["requeue"])(poison.requeue)

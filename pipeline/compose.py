@@ -40,7 +40,6 @@ from pipeline.intake.missing import MissingWatch
 from pipeline.intake.moves import Moves
 from pipeline.intake.queue import QueueIntake
 from pipeline.intake.recorder import Recorder
-from pipeline.intake.records import RecordRoutes
 from pipeline.intake.replay import RecordingNames, Replay
 from pipeline.intake.sweep import Sweep
 from pipeline.intake.unrepeated import Unrepeated
@@ -51,11 +50,12 @@ from pipeline.node import Clients, Node
 from pipeline.ports import EventQueue, EventSink
 from pipeline.process import harden, settle
 from pipeline.receipts import ReceiptFolder
+from pipeline.recordparts import record_parts
+from pipeline.records import sweepjob
 from pipeline.records.keychange import VERB as RECORD_KEYS
 from pipeline.records.keychange import RecordKeyChangeJob
 from pipeline.records.rows import RecordEngine
-from pipeline.records.store import RecordStore
-from pipeline.records.upkeep import Upkeep
+from pipeline.records.sweeping import Sweeper
 from pipeline.service import Listen, Parts, Service
 from pipeline.settings import QueueSource, Settings
 from pipeline.surroundings import ServersUp, Surroundings, surroundings
@@ -109,15 +109,15 @@ def connect(
         unrepeated=Unrepeated(),
     )
     health = Health(watched, settings.health, lambda: service.phase)
+    kept = record_parts(node, engine, store.room.check)
     intake = HttpIntake(
         unrepeated=watched.unrepeated,
         settings=settings.http,
         tenants=node.tenants,
         recorder=recorder,
         events=taking.events,
-        records=RecordRoutes(
-            settings.http, node.shelves, RecordStore(engine, commits, node.trail, clock, store.room.check)
-        ),
+        records=kept.routes,
+        subjects=kept.subjects,
         limits=RateLimit(clock),
         clock=clock,
         is_ready=lambda: service.ready,
@@ -150,7 +150,8 @@ def connect(
             store, taking.journal, node.tenants, clock, settings.store, partial(keeps_all, settings.config_dir)
         ),
         missing=missing,
-        upkeep=Upkeep(node.shelves),
+        upkeep=kept.upkeep,
+        sweeper=kept.sweeper,
         health=health,
         canary=canary,
         audit=audit,
@@ -160,7 +161,7 @@ def connect(
             commits=commits,
             trail=node.trail,
             clock=clock,
-            handlers=_handlers(node, engine, _rekey(node, store, taking, dispatcher)),
+            handlers=_handlers(node, engine, kept.sweeper, _rekey(node, store, taking, dispatcher)),
         ),
         listen=listen,
     )
@@ -168,12 +169,13 @@ def connect(
     return service
 
 
-def _handlers(node: Node, engine: RecordEngine, rekeying: rekey.Rekey) -> dict[str, Handler]:
+def _handlers(node: Node, engine: RecordEngine, sweeper: Sweeper, rekeying: rekey.Rekey) -> dict[str, Handler]:
     """Give what each verb of a job does."""
     return {
         keychange.VERB: keychange.KeyChangeJob(node.tenants, node.configure, node.clock),
         RECORD_KEYS: RecordKeyChangeJob(node.shelves, engine, node.configure),
         rekey.VERB: rekeying.job,
+        sweepjob.VERB: sweepjob.SweepJob(sweeper),
     }
 
 

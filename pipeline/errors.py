@@ -235,3 +235,9 @@ class NoSuchRecordError(RefuseError):
     """There is no such record, class or scope for the caller."""
 
     reason = "not-found"
+
+
+class LegalHoldError(RefuseError):
+    """A legal hold stands against removing it. Nothing was removed."""
+
+    reason = "legal-hold"

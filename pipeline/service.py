@@ -34,6 +34,7 @@ from pipeline.interim.store import InterimStore
 from pipeline.jobs import Ask, Jobs, Report
 from pipeline.process import uncollected
 from pipeline.receipts import ReceiptFolder
+from pipeline.records.sweeping import Sweeper
 from pipeline.records.upkeep import Upkeep
 from pipeline.tenants import Tenants
 
@@ -66,6 +67,7 @@ class Parts:
     folder: ReceiptFolder
     missing: MissingWatch
     upkeep: Upkeep
+    sweeper: Sweeper
     health: Health
     canary: Canary | None
     audit: AuditKeeper
@@ -190,6 +192,7 @@ class Service:
             "event logs": parts.event_logs.run,
             "missing": parts.missing.run,
             "records": parts.upkeep.run,
+            "retention": parts.sweeper.run,
             "health": parts.health.run,
             "volume": parts.store.room.run,
             "audit": parts.audit.run,

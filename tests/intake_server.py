@@ -17,6 +17,7 @@ from pipeline.instances import Limits
 from pipeline.intake.access import RateLimit
 from pipeline.intake.http import HttpIntake
 from pipeline.intake.records import RecordRoutes
+from pipeline.intake.subjects import SubjectRoutes
 from pipeline.intake.unrepeated import Unrepeated
 from pipeline.settings import HttpSettings
 from tests.records_fixture import Records, records_over
@@ -136,6 +137,7 @@ async def serving(world: World, **settings: Any) -> AsyncIterator[Server]:
             recorder=process.recorder,
             events=process.events,
             records=RecordRoutes(HttpSettings(**settings), records.shelves, records.store),
+            subjects=SubjectRoutes(HttpSettings(**settings), records.subjects, lambda: ["backup-1"]),
             limits=RateLimit(world.clock),
             clock=world.clock,
             is_ready=lambda: ready[0],

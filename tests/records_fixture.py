@@ -16,6 +16,8 @@ from pipeline.records.policy import FromConfig, KeyMode, ScopeKind
 from pipeline.records.scopes import Placed, ScopeConfig
 from pipeline.records.shelves import RingKeys, ServiceKey, Shelf, Shelves
 from pipeline.records.store import RecordStore
+from pipeline.records.subjects import Subjects
+from pipeline.records.sweeping import Sweeper
 from tests.store_fixture import Node, World
 from tests.unit.keyring_fakes import ARN, CACHE, OLD_ARN
 
@@ -65,6 +67,10 @@ class Records:
     shelves: Shelves
     engine: SqliteEngine
     store: RecordStore
+    subjects: Subjects
+    sweeper: Sweeper
+    held: set[InstanceId]
+    """Under a legal hold."""
     process: Node
 
     def shelf(self, data_class: str, instance_id: InstanceId) -> Shelf:
@@ -90,8 +96,30 @@ async def records_over(process: Node) -> AsyncIterator[Records]:
     shelves = Shelves(lambda _, place, keys: ring(world, place, keys, process.volume.files))
     engine = SqliteEngine(f"{world.root}/records/records.db")
     try:
-        store = RecordStore(engine, process.commits, process.trail, world.clock, process.store.room.check)
-        records = Records(shelves=shelves, engine=engine, store=store, process=process)
+        held: set[InstanceId] = set()
+        store = RecordStore(
+            engine, process.commits, process.trail, world.clock, process.store.room.check, held.__contains__
+        )
+        subjects = Subjects(
+            shelves=shelves,
+            store=store,
+            engine=engine,
+            commits=process.commits,
+            trail=process.trail,
+            clock=world.clock,
+            files=process.volume.files,
+            root=f"{world.root}/records",
+        )
+        sweeper = Sweeper(shelves, engine, process.commits, process.trail, world.clock, held.__contains__)
+        records = Records(
+            shelves=shelves,
+            engine=engine,
+            store=store,
+            subjects=subjects,
+            sweeper=sweeper,
+            held=held,
+            process=process,
+        )
         records.configure()
         yield records
     finally:

@@ -67,6 +67,7 @@ _BY_BLIND = f"""SELECT DISTINCT {", ".join(f"record.{name.strip()}" for name in 
     WHERE blind.shelf = ? AND (%s) ORDER BY record.number LIMIT ?"""  # noqa: S608
 _PAGE = f"SELECT {_COLUMNS} FROM record WHERE shelf = ? AND number > ? ORDER BY number LIMIT ?"  # noqa: S608
 _INSERT = "INSERT INTO record (shelf, tag, version, key_id, expires, part, sealed) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_EXPIRED = f"SELECT {_COLUMNS} FROM record WHERE expires < ? AND number > ? ORDER BY number LIMIT ?"  # noqa: S608
 _UNDER = f"SELECT {_COLUMNS} FROM record WHERE shelf = ? AND key_id IN (%s) LIMIT ?"  # noqa: S608
 _COUNT = "SELECT count(*) FROM record WHERE shelf = ?"
 _COUNT_UNDER = f"{_COUNT} AND key_id IN (%s)"
@@ -149,6 +150,9 @@ class SqliteEngine:
             ((number,),) = await self._ask(_COUNT_UNDER % _marks(keys), (shelf, *(key.bytes for key in keys)))
         return int(number)
 
+    async def expired(self, before: int, after: int, limit: int) -> list[Row]:
+        return await self._read(_EXPIRED, (before, after, limit))
+
     # --- inside
 
     async def _read(self, query: str, values: Sequence[object]) -> list[Row]:
@@ -180,6 +184,26 @@ class SqliteEngine:
         finally:
             for pending in group:
                 pending.done = True
+
+
+def snapshot(path: str, target: str) -> str | None:
+    """Write a copy of one moment to `target`, whoever writes meanwhile; None if there is no such file.
+
+    Raises:
+        StoreFullError, StoreIoError: it can't be read or written.
+
+    """
+    if not Path(path).exists():
+        return None
+    os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+    with (
+        translated(),
+        contextlib.closing(sqlite3.connect(path, timeout=30)) as source,
+        contextlib.closing(sqlite3.connect(target)) as copy,
+    ):
+        source.backup(copy)
+        copy.execute("PRAGMA journal_mode=DELETE")  # nothing beside the file
+    return target
 
 
 def _apply(writer: sqlite3.Connection, change: RowChange) -> None:

@@ -5,6 +5,8 @@ seen, receipts' logs come after the receipts that are folded into them, logs aft
 ring both before and after the artifacts, so that each artifact's data key is there, whatever was made or destroyed.
 """
 
+from collections.abc import Callable
+
 from pipeline.backup.copies import Copies
 from pipeline.errors import SegmentForgedError
 from pipeline.ids import ArtifactId
@@ -12,7 +14,8 @@ from pipeline.interim.ballast import NAME as BALLAST
 from pipeline.interim.states import SHARDS, ArtifactName, State, parse_name
 
 PREFIX = "store"
-KEYS, ARTIFACTS = "keys", "artifacts"
+KEYS, ARTIFACTS, RECORDS = "keys", "artifacts", "records"
+RECORDS_FILE = "records.db"
 LEFT_OUT = frozenset({BALLAST, "lock", "backup.lock", "embedded"})
 """Of the state directory: what is no data, and the servers that only run beside the store."""
 _UNFINISHED = ".tmp"
@@ -20,7 +23,18 @@ _ENOUGH_PASSES = 5
 """After so many, what is new was begun after the copying was."""
 
 
-def copy_store(copies: Copies, root: str, without: frozenset[str] = frozenset()) -> None:
+Snapshot = Callable[[str], str | None]
+"""Given the path of a file that changes in place; gives that of a copy of one moment, or None if there is no such."""
+
+
+def no_snapshot(_path: str) -> str | None:
+    """Have no file of records."""
+    return None
+
+
+def copy_store(
+    copies: Copies, root: str, without: frozenset[str] = frozenset(), snapshot: Snapshot = no_snapshot
+) -> None:
     """Copy the store at `root`, without some more names at its top.
 
     Raises:
@@ -29,7 +43,12 @@ def copy_store(copies: Copies, root: str, without: frozenset[str] = frozenset())
     """
     copies.folder(f"{root}/{KEYS}", f"{PREFIX}/{KEYS}")
     _Artifacts(copies, root).copy()
-    copies.folder(root, PREFIX, {*LEFT_OUT, *without, KEYS, ARTIFACTS})
+    copies.folder(root, PREFIX, {*LEFT_OUT, *without, KEYS, ARTIFACTS, RECORDS})
+    beside = {f"{RECORDS_FILE}{ending}" for ending in ("", "-wal", "-shm")}
+    copies.folder(f"{root}/{RECORDS}", f"{PREFIX}/{RECORDS}", beside)
+    moment = snapshot(f"{root}/{RECORDS}/{RECORDS_FILE}")
+    if moment is not None:
+        copies.file(moment, f"{PREFIX}/{RECORDS}/{RECORDS_FILE}")
     copies.folder(f"{root}/{KEYS}", f"{PREFIX}/{KEYS}")
 
 

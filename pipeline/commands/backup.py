@@ -200,7 +200,7 @@ async def _create(site: Site, target: Path, with_config: bool) -> "tuple[Made, l
     files.make_directory(str(target))
     with screen.progress("copying", is_bytes=True) as bar:
         copies = Copies(files, str(target), lambda done: bar(done, None))
-        _copy(site, copies, with_config=with_config)
+        _copy(site, copies, f"{target}/records.moment", with_config=with_config)
     async with open_access(site.settings) as access:
         beginning = Beginning(
             backup_id=uuid4(),
@@ -228,13 +228,17 @@ async def _create(site: Site, target: Path, with_config: bool) -> "tuple[Made, l
     return made, copies.unread
 
 
-def _copy(site: Site, copies: "Copies", *, with_config: bool) -> None:
+def _copy(site: Site, copies: "Copies", moment: str, *, with_config: bool) -> None:
+    from pipeline.adapters.sqlite import snapshot
     from pipeline.backup.restore import CONFIG
     from pipeline.backup.store import copy_store
 
     state, config = Path(site.root).absolute(), Path(site.settings.config_dir).absolute()
     inside = frozenset({config.relative_to(state).parts[0]} if config.is_relative_to(state) else ())
-    copy_store(copies, site.root, without=inside)
+    try:
+        copy_store(copies, site.root, without=inside, snapshot=lambda path: snapshot(path, moment))
+    finally:
+        Path(moment).unlink(missing_ok=True)
     if with_config:
         around = {state.relative_to(config).parts[0]} if state.is_relative_to(config) else set()
         copies.folder(str(config), CONFIG, around)

@@ -14,10 +14,13 @@ import typer
 from pipeline.commands import screen
 from pipeline.commands.options import (
     DEFAULT_URL,
+    ConfigOption,
     GiveUpOption,
     JsonOption,
+    StateDirOption,
     TokenFileOption,
     UrlOption,
+    open_site,
     opened,
     server,
     standard_input,
@@ -33,6 +36,7 @@ EXAMPLES = {
     "ls": "Example: pipeline records ls campaigns --instance aaaa1111-…",
     "search": "Example: pipeline records search profiles_domain phone --instance aaaa1111-… <number.txt",
     "delete": "Example: pipeline records delete cases c-42 --instance aaaa1111-…",
+    "sweep": "Example: pipeline records sweep acme --dry-run",
     "import": "Example: pipeline records import profiles_domain profiles.jsonl --instance aaaa1111-…",
 }
 _STDIN = Path("-")
@@ -64,9 +68,9 @@ def put(
 ) -> None:
     """Put one record, in place of the one of the same id. Exit code 3 if it is not at the version that was named."""
     with ExitStack() as stack:
-        body = _all(standard_input() if file == _STDIN else stack.enter_context(opened(file)))
+        body = everything(standard_input() if file == _STDIN else stack.enter_context(opened(file)))
     headers = {"Content-Type": content_type, **_condition(if_version)}
-    answer = _ask(url, token_file, "PUT", _path(instance, data_class, record_id, scope, part=part), headers, body)
+    answer = ask(url, token_file, "PUT", _path(instance, data_class, record_id, scope, part=part), headers, body)
     if as_json:
         screen.emit(json.loads(answer.body))
     else:
@@ -88,11 +92,11 @@ def get(
     """Write one record to a file or a pipe, never to a terminal. The service's audit trail says so first."""
     if output is None and (as_json or sys.stdout.isatty()):
         raise typer.BadParameter("give a file: plaintext goes to no terminal, and not among JSON", param_hint="-o")
-    answer = _ask(url, token_file, "GET", _path(instance, data_class, record_id, scope))
+    answer = ask(url, token_file, "GET", _path(instance, data_class, record_id, scope))
     if output is None:
         sys.stdout.buffer.write(answer.body)
     else:
-        _write(output, answer.body)
+        write_file(output, answer.body)
     told = {"version": int(answer.headers["ETag"].strip('"')), "bytes": len(answer.body)}
     if as_json:
         screen.emit(told | {"contentType": answer.headers.get("Content-Type")})
@@ -113,7 +117,7 @@ def ls(
     after = 0
     while True:
         path = _path(instance, data_class, None, scope, after=str(after))
-        page = json.loads(_ask(url, token_file, "GET", path).body)
+        page = json.loads(ask(url, token_file, "GET", path).body)
         for each in page["records"]:
             if as_json:
                 screen.emit(each)
@@ -141,10 +145,10 @@ def search(
 
     With --json the records themselves are printed.
     """
-    value = _all(standard_input()).decode(errors="replace").strip()
+    value = everything(standard_input()).decode(errors="replace").strip()
     if not value:
         raise RefuseError("a value is expected on standard input")
-    answer = _ask(url, token_file, "GET", _path(instance, data_class, None, scope, **{index: value}))
+    answer = ask(url, token_file, "GET", _path(instance, data_class, None, scope, **{index: value}))
     found = json.loads(answer.body)["records"]
     if as_json:
         for each in found:
@@ -166,11 +170,39 @@ def delete(
     as_json: JsonOption = False,
 ) -> None:
     """Delete one record and its index entries. Exit code 3 if there is none."""
-    _ask(url, token_file, "DELETE", _path(instance, data_class, record_id, scope), _condition(if_version))
+    ask(url, token_file, "DELETE", _path(instance, data_class, record_id, scope), _condition(if_version))
     if as_json:
         screen.emit({"deleted": True})
     else:
         screen.say("deleted")
+
+
+def sweep(
+    wanted: Annotated[str, typer.Argument(metavar="INSTANCE", help="Alias or id.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be removed.")] = False,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; is recorded.")] = "retention",
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove every record of an instance whose time is over; the service does the same by itself, every ten minutes.
+
+    What a legal hold is on is kept. No key is asked for: the time stands beside the sealed record.
+    """
+    from pipeline.commands.jobs import carry_out, end
+    from pipeline.records.sweepjob import VERB
+
+    site = open_site(config, state_dir)
+    instance = site.configured(wanted)
+    report = carry_out(site, VERB, instance.instance_id, {"dry": dry_run}, reason=reason, what="sweeping")
+    outcome = dict(report.outcome)
+    if as_json:
+        screen.emit(outcome | {"dry": dry_run})
+    else:
+        for what in ("removed", "held"):
+            for data_class, count in sorted(outcome.get(what, {}).items()):
+                screen.say(f"{data_class}: {count} {'would be ' if dry_run and what == 'removed' else ''}{what}")
+    end(report)
 
 
 def import_records(
@@ -233,7 +265,8 @@ def _path(instance: UUID, data_class: str, record_id: str | None, scope: str | N
     return record_path(str(instance), data_class, record_id, asked)
 
 
-def _all(stream: "Stream") -> bytes:
+def everything(stream: "Stream") -> bytes:
+    """Read a stream to its end."""
     return b"".join(iter(lambda: stream.read1(65_536), b""))
 
 
@@ -243,7 +276,7 @@ def _condition(version: int | None) -> dict[str, str]:
     return {"If-Match": f'"{version}"'} if version else {"If-None-Match": "*"}
 
 
-def _ask(
+def ask(
     url: str,
     token_file: Path | None,
     method: str,
@@ -275,14 +308,14 @@ def _ask(
             raise answer.refusal()
         return answer
 
-    async def ask() -> "Answer":
+    async def asked() -> "Answer":
         async with connected(where) as client:
             return await once(client)
 
-    return anyio.run(ask)
+    return anyio.run(asked)
 
 
-def _write(output: Path, body: bytes) -> None:
+def write_file(output: Path, body: bytes) -> None:
     """Put a file in place, readable by its owner only. Raises `RefuseError`."""
     from pipeline.config import write_private
 

@@ -2,6 +2,7 @@
 
     /v1/instances/{instance}/contacts/{contact}/{voice|screen|chat}[/{name}][.{ext}]
     /v1/instances/{instance}/records/{class}[/{id}]
+    /v1/instances/{instance}/subject/{export|erase|opt-out}
 
 Split before it is unquoted, so that an escaped slash stays inside its segment. The extension is only for recorders
 that need one in their URL; what a recording is, its first bytes tell.
@@ -55,6 +56,18 @@ def parse_record_address(raw_path: bytes) -> RecordAddress | None:
     except ValueError:
         return None
     return RecordAddress(instance_id, data_class, last[0] if last else None)
+
+
+def parse_subject_address(raw_path: bytes) -> tuple[InstanceId, str] | None:
+    """Read the path of a question about one person: the instance, and what is asked; None if it names nothing."""
+    segments = raw_path.split(b"/")
+    if len(segments) != 6 or segments[:3] != [b"", b"v1", b"instances"] or segments[4] != b"subject":
+        return None
+    instance, asked = _text(segments[3]), _text(segments[5])
+    try:
+        return InstanceId(UUID(instance or "")), asked or ""
+    except ValueError:
+        return None
 
 
 def parse_address(raw_path: bytes) -> Address | None:

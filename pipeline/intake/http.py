@@ -13,10 +13,10 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from pipeline.errors import KeyBusyError, KeyUnavailableError, PipelineError, StoppingError, WriterClosedError
+from pipeline.errors import PipelineError, StoppingError, WriterClosedError
 from pipeline.intake import problems
 from pipeline.intake.access import RateLimit, bearer, token_of
-from pipeline.intake.address import parse_address, parse_record_address
+from pipeline.intake.address import parse_address, parse_record_address, parse_subject_address
 from pipeline.intake.body import take_body
 from pipeline.intake.claims import Claims, read_claims
 from pipeline.intake.events import EventIntake, ForeignInstanceError
@@ -24,7 +24,8 @@ from pipeline.intake.problems import Problem
 from pipeline.intake.reception import Reception, Source
 from pipeline.intake.recorder import Recorder, WrongOffsetError
 from pipeline.intake.records import RecordRoutes
-from pipeline.intake.unrepeated import Unrepeated, source_of
+from pipeline.intake.subjects import SubjectRoutes
+from pipeline.intake.unrepeated import Unrepeated
 from pipeline.ports import Clock
 from pipeline.settings import HttpSettings
 from pipeline.tenants import Tenant, Tenants
@@ -60,6 +61,7 @@ class HttpIntake:
         recorder: Recorder,
         events: EventIntake,
         records: RecordRoutes,
+        subjects: SubjectRoutes,
         limits: RateLimit,
         clock: Clock,
         is_ready: Callable[[], bool],
@@ -71,6 +73,7 @@ class HttpIntake:
         self._recorder = recorder
         self._events = events
         self._records = records
+        self._subjects = subjects
         self._limits = limits
         self._clock = clock
         self._is_ready = is_ready
@@ -106,30 +109,15 @@ class HttpIntake:
         self._limits.take(tenant.instance.instance_id, tenant.instance.limits)
         if path == "/v1/events" and method == "POST":
             return await self._post_events(tenant, headers, receive)
-        record = parse_record_address(scope["raw_path"])
+        record, person = parse_record_address(scope["raw_path"]), parse_subject_address(scope["raw_path"])
+        named = record.instance_id if record is not None else person[0] if person is not None else None
+        if named not in {None, tenant.instance.instance_id}:
+            raise problems.not_found()
         if record is not None:
-            if record.instance_id != tenant.instance.instance_id:
-                raise problems.not_found()
             return await self._records.answer(tenant, record, scope, headers, receive)
-        address = parse_address(scope["raw_path"])
-        if address is None or address.instance_id != tenant.instance.instance_id:
-            raise problems.not_found()
-        if address.kind not in tenant.instance.storage:
-            raise problems.not_found()
-        claims = read_claims(headers, address)
-        match method:
-            case "PUT":
-                try:
-                    return await self._put(tenant, claims, receive)
-                except (KeyUnavailableError, KeyBusyError):
-                    self._unrepeated.refused(tenant.instance.instance_id, source_of(headers))
-                    raise
-            case "HEAD":
-                return await self._head(tenant, claims.source)
-            case _:
-                raise Problem(
-                    HTTPStatus.METHOD_NOT_ALLOWED, "method", "PUT or HEAD only.", headers={"Allow": "PUT, HEAD"}
-                )
+        if person is not None:
+            return await self._subjects.answer(tenant, person[1], method, headers, receive)
+        return await self._of_recording(tenant, scope, headers, receive)
 
     def _health(self, scope: Scope) -> Response:
         """Answer for a load balancer by the status, for a person line by line, for a program as JSON."""
@@ -145,6 +133,23 @@ class HttpIntake:
         return PlainTextResponse("ok\n" if report.is_ready else "not ready\n", status, headers)
 
     # --- recordings
+
+    async def _of_recording(self, tenant: Tenant, scope: Scope, headers: Headers, receive: Receive) -> Response | None:
+        address = parse_address(scope["raw_path"])
+        if address is None or address.instance_id != tenant.instance.instance_id:
+            raise problems.not_found()
+        if address.kind not in tenant.instance.storage:
+            raise problems.not_found()
+        claims = read_claims(headers, address)
+        match scope["method"]:
+            case "PUT":
+                return await self._put(tenant, claims, receive)
+            case "HEAD":
+                return await self._head(tenant, claims.source)
+            case _:
+                raise Problem(
+                    HTTPStatus.METHOD_NOT_ALLOWED, "method", "PUT or HEAD only.", headers={"Allow": "PUT, HEAD"}
+                )
 
     async def _head(self, tenant: Tenant, source: Source) -> Response:
         offset = await self._recorder.offset(tenant, source.kind, source.source_id)

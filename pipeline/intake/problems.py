@@ -12,6 +12,7 @@ from starlette.responses import Response
 from pipeline.errors import (
     DeferError,
     HoldError,
+    LegalHoldError,
     NoSuchRecordError,
     PipelineError,
     RecordChangedError,
@@ -91,7 +92,7 @@ def of(error: PipelineError) -> Problem:  # noqa: PLR0911 - a table
             return Problem(HTTPStatus.INSUFFICIENT_STORAGE, error.reason, str(error), headers={"Retry-After": "30"})
         case StoppingError() | VolumeFailedError():
             return _unavailable(error, 5)
-        case RecordsDeniedError() | NoSuchRecordError() | RecordChangedError():
+        case RecordsDeniedError() | NoSuchRecordError() | RecordChangedError() | LegalHoldError():
             return _of_records(error)
         case HoldError():
             return _unavailable(error, 30, str(error.code))
@@ -103,11 +104,13 @@ def of(error: PipelineError) -> Problem:  # noqa: PLR0911 - a table
             return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, error.reason, str(error))
 
 
-def _of_records(error: RecordsDeniedError | NoSuchRecordError | RecordChangedError) -> Problem:
+def _of_records(error: RecordsDeniedError | NoSuchRecordError | RecordChangedError | LegalHoldError) -> Problem:
     if isinstance(error, RecordsDeniedError):
         return Problem(HTTPStatus.FORBIDDEN, error.reason, str(error), code=str(error.code))
     if isinstance(error, NoSuchRecordError):
         return not_found(error.field)
+    if isinstance(error, LegalHoldError):
+        return Problem(HTTPStatus.LOCKED, error.reason, str(error))
     return Problem(HTTPStatus.PRECONDITION_FAILED, error.reason, str(error))
 
 

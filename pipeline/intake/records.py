@@ -45,6 +45,7 @@ class _Line(Struct, forbid_unknown_fields=True, rename="camel"):
     id: Annotated[str, Meta(min_length=1)]
     data: msgspec.Raw
     part: str | None = None
+    subject: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,10 @@ class RecordRoutes:
         body = await self._body(headers, receive, BODY_LIMIT, "A record")
         if body is None:
             return None
-        draft = Draft(id=record_id, body=body, content_type=content_type, part=query.get("part"))
+        subject = headers.get("x-record-subject")
+        draft = Draft(
+            id=record_id, body=body, content_type=content_type, part=query.get("part"), subject=subject or None
+        )
         version = await self.store.put(tenant.instance, shelf, draft, condition_of(headers))
         status = HTTPStatus.CREATED if version == 1 else HTTPStatus.OK
         return _json({"version": version}, status, {"ETag": f'"{version}"'})
@@ -202,7 +206,7 @@ def drafts_of(body: bytes) -> list[Draft]:
             given = msgspec.json.decode(line, type=_Line)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise RefuseError("an object with id, data and perhaps part is expected", field=f"[{number}]") from None
-        drafts.append(Draft(id=given.id, body=bytes(given.data), part=given.part))
+        drafts.append(Draft(id=given.id, body=bytes(given.data), part=given.part, subject=given.subject))
     return drafts
 
 

@@ -18,6 +18,8 @@ class Draft:
     body: bytes
     content_type: str = "application/json"
     part: str | None = None
+    subject: str | None = None
+    """Whose it is, for a part that has a key for each subject; else its indexed value, or its id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class Checked:
     part: Part | None
     found: Mapping[str, Any] | None
     """Its members, if it is JSON."""
+    subject: str = ""
+    """Whose it is; empty where that makes no difference."""
 
 
 def checked(draft: Draft, policy: Policy, path: str = "") -> Checked:
@@ -72,4 +76,13 @@ def checked(draft: Draft, policy: Policy, path: str = "") -> Checked:
     found = finding.members(draft.content_type, draft.body)
     if found is None and finding.is_json(draft.content_type):
         raise RefuseError("must be a JSON object", field=f"{path}.data".lstrip("."))
-    return Checked(draft, policy.part(draft.part), found)
+    part = policy.part(draft.part)
+    if part is None or not part.shreds:
+        if draft.subject is not None:
+            raise RefuseError("this class, or part, has no subjects", field=f"{path}.subject".lstrip("."))
+        return Checked(draft, part, found)
+    named = [value for _, value in finding.entries(policy, found)]
+    subject = draft.subject or next(iter(named), draft.id)
+    if len(subject) > ID_LIMIT or not subject.isprintable():
+        raise RefuseError(f"1 to {ID_LIMIT} printable characters", field=f"{path}.subject".lstrip("."))
+    return Checked(draft, part, found, subject)

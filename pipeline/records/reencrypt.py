@@ -6,12 +6,13 @@ of the former KMS key is destroyed when nothing is sealed under it any more, and
 under it has ended.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import anyio
 import anyio.to_thread
 
+from pipeline.crypt.blind import BlindKey
 from pipeline.crypt.keyring import KeyRing
 from pipeline.crypt.rewrap import Side, SideError
 from pipeline.errors import HoldCode, KeyUnavailableError, RecordsDeniedError
@@ -19,7 +20,7 @@ from pipeline.ids import KeyId
 from pipeline.records import sealing
 from pipeline.records.rows import RecordEngine, RowConflictError
 from pipeline.records.shelves import Shelf
-from pipeline.records.store import sealed_again
+from pipeline.records.store import key_of, sealed_again
 
 BATCH = 500
 """Records in one transaction: some 20 ms of other writers' waiting."""
@@ -78,6 +79,9 @@ async def reencrypt(shelf: Shelf, engine: RecordEngine, told: Told) -> Standing:
             await told(min(done, now.total), now.total)
         elif await _is_free(shelf, engine, former):
             break
+    blind = await shelf.blind()
+    if len(blind) > 1:
+        await _hash_again(shelf, engine, blind)
     for key_id in former:
         await _destroy(ring, key_id)
     return await standing(shelf, engine)
@@ -105,6 +109,23 @@ async def _some(shelf: Shelf, engine: RecordEngine, former: list[KeyId]) -> int:
         except RowConflictError:
             await anyio.lowlevel.checkpoint()  # somebody put one of them meanwhile: look again
     return len(rows)
+
+
+async def _hash_again(shelf: Shelf, engine: RecordEngine, blind: Sequence[BlindKey]) -> None:
+    """Make the hashes anew of rows that are sealed under subjects' keys, where the search key is another now."""
+    after = 0
+    while rows := await engine.page(shelf.scope.shelf, after, BATCH):
+        after = rows[-1].number
+        changes = []
+        for row in rows:
+            key = await key_of(engine, shelf, blind, row)
+            record = sealing.open_record(key, blind, shelf.scope, row)
+            if sealing.tag_of(blind[0], record.id) != row.tag:
+                changes.append(sealed_again(shelf, key, blind, row, record))
+        try:
+            await engine.write(changes)
+        except RowConflictError:
+            after = rows[0].number - 1  # somebody put one of them meanwhile: look again
 
 
 async def _is_free(shelf: Shelf, engine: RecordEngine, former: list[KeyId]) -> bool:

@@ -75,3 +75,7 @@ class RecordEngine(Protocol):
     async def count(self, shelf: bytes, keys: Sequence[KeyId] | None = None) -> int:
         """Count the rows of a shelf, or those that are sealed under one of these data keys."""
         ...
+
+    async def expired(self, before: int, after: int, limit: int) -> list[Row]:
+        """Give rows of all shelves whose time was over before `before` and whose number is above `after`, in order."""
+        ...

@@ -1,6 +1,6 @@
 """One record, sealed as one segment and bound to its place: class, scope, id and version. No I/O, no clock.
 
-    u32 length of the head || head (JSON: id, contentType, part, putAt) || body
+    u32 length of the head || head (JSON: id, contentType, part, putAt, perhaps subject) || body
 
 The id in the context is the keyed hash that the engine knows; the id itself is in the sealed head alone, and has to
 give that hash. A row that was put in another's place, or is of another version than it says, does not open.
@@ -31,11 +31,12 @@ _LENGTH = struct.Struct(">I")
 _VERSION = struct.Struct(">Q")
 
 
-class _Head(Struct, frozen=True, kw_only=True, rename="camel"):
+class _Head(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
     id: str
     content_type: str
     part: str
     put_at: datetime
+    subject: str = ""
 
 
 _encoder = msgspec.json.Encoder()
@@ -52,6 +53,8 @@ class Record:
     version: int
     put_at: datetime
     part: str = ""
+    subject: str = field(default="", repr=False)
+    """Whose it is, where a class's parts are their subjects'."""
 
 
 def tag_of(key: BlindKey, record_id: str) -> bytes:
@@ -68,7 +71,13 @@ def context(scope: Scope, tag: bytes, version: int) -> bytes:
 def seal(key: DataKey, scope: Scope, tag: bytes, record: Record) -> bytes:
     """Seal a record. Raises `ValueError` if its body is longer than `BODY_LIMIT`."""
     head = _encoder.encode(
-        _Head(id=record.id, content_type=record.content_type, part=record.part, put_at=record.put_at)
+        _Head(
+            id=record.id,
+            content_type=record.content_type,
+            part=record.part,
+            put_at=record.put_at,
+            subject=record.subject,
+        )
     )
     plaintext = b"".join((_LENGTH.pack(len(head)), head, record.body))
     return segments.seal(key, context(scope, tag, record.version), plaintext)
@@ -96,4 +105,5 @@ def open_record(key: DataKey, blind: Sequence[BlindKey], scope: Scope, row: Row)
         version=row.version,
         put_at=head.put_at,
         part=head.part,
+        subject=head.subject,
     )

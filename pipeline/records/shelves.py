@@ -203,6 +203,14 @@ class Shelves:
         """Give an instance's shelves, by class and name."""
         return dict(self._shelves.get(instance, {}))
 
+    def owners(self) -> Mapping[bytes, tuple[Shelf, list[InstanceId]]]:
+        """Give every shelf as the engine knows it, and the instances that share it."""
+        found: dict[bytes, tuple[Shelf, list[InstanceId]]] = {}
+        for instance, shelves in self._shelves.items():
+            for shelf in shelves.values():
+                found.setdefault(shelf.scope.shelf, (shelf, []))[1].append(instance)
+        return found
+
     def __iter__(self) -> Iterator[Shelf]:
         """Give each shelf once, whoever shares it."""
         return iter(list({id(each): each for of_one in self._shelves.values() for each in of_one.values()}.values()))

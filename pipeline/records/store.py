@@ -4,52 +4,70 @@ Sealed before they reach the engine, opened after they leave it; what the class'
 before a change counts and before plaintext is given out. A put is acknowledged when it is durable.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+import anyio.to_thread
 import structlog
 
 from pipeline.crypt.blind import BlindKey
 from pipeline.crypt.segments import DataKey
-from pipeline.errors import RecordChangedError, RefuseError, SegmentForgedError
+from pipeline.errors import LegalHoldError, RecordChangedError, RefuseError, SegmentForgedError
 from pipeline.ids import InstanceId, KeyId
 from pipeline.instances import Instance
 from pipeline.interim.commit import Commit, GroupCommit
 from pipeline.interim.logs import LogLine
 from pipeline.ports import Clock
-from pipeline.records import finding, sealing
+from pipeline.records import finding, sealing, subjectkeys
 from pipeline.records.drafts import ALWAYS, Checked, Condition, Draft, checked
 from pipeline.records.policy import Audit, Field
 from pipeline.records.retention import expiry
 from pipeline.records.rows import RecordEngine, Row, RowChange, RowConflictError
 from pipeline.records.sealing import Record
 from pipeline.records.shelves import Shelf
+from pipeline.records.subjectkeys import HIDDEN
 from pipeline.trail import Trail
 
 log = structlog.get_logger()
 
 PAGE = 1000
 """Most records of one list."""
+SUBJECTS = "speaker"
+"""The part whose retention is that of a subject's key."""
 _ATTEMPTS = 8
 """To put a record that others put at the same time."""
 
 CheckRoom = Callable[[InstanceId, int], None]
 """Refuse what there is no room for."""
+IsHeld = Callable[[InstanceId], bool]
+"""Tell whether a legal hold is on anything of an instance. Blocks."""
+
+
+def never_held(_instance: InstanceId) -> bool:
+    """Know of no legal hold."""
+    return False
 
 
 class RecordStore:
     """Every record of every class."""
 
     def __init__(
-        self, engine: RecordEngine, commits: GroupCommit, trail: Trail, clock: Clock, check_room: CheckRoom
+        self,
+        engine: RecordEngine,
+        commits: GroupCommit,
+        trail: Trail,
+        clock: Clock,
+        check_room: CheckRoom,
+        is_held: IsHeld = never_held,
     ) -> None:
         self._engine = engine
         self._commits = commits
         self._trail = trail
         self._clock = clock
         self._check_room = check_room
+        self._is_held = is_held
 
     async def put(self, caller: Instance, shelf: Shelf, draft: Draft, condition: Condition = ALWAYS) -> int:
         """Put one record; give its version when it is durable, 1 for a new one.
@@ -84,7 +102,8 @@ class RecordStore:
                     await self._engine.write(changes)
                 except RowConflictError:
                     continue  # somebody else was quicker: seal for the version that is there now
-            return [change.row.version for change in changes if change.row is not None]
+            records = [change.row for change in changes if change.row is not None and change.row.part not in HIDDEN]
+            return [row.version for row in records]
         raise RecordChangedError("others change the record all the time; nothing was changed")
 
     async def get(self, caller: Instance, shelf: Shelf, record_id: str) -> Record | None:
@@ -102,7 +121,14 @@ class RecordStore:
         return next(iter(await self._read(caller, shelf, rows)), None)
 
     async def delete(self, caller: Instance, shelf: Shelf, record_id: str, condition: Condition = ALWAYS) -> bool:
-        """Remove one record, durably, with its index entries; tell whether there was one. Raises as `put`."""
+        """Remove one record, durably, with its index entries; tell whether there was one.
+
+        Raises:
+            LegalHoldError: a legal hold keeps it.
+            RecordChangedError, DeferError: as `put`.
+
+        """
+        await self.check_removal(caller.instance_id)
         blind = await shelf.blind()
         for _ in range(_ATTEMPTS):
             rows = await self._engine.rows(shelf.scope.shelf, [sealing.tag_of(key, record_id) for key in blind])
@@ -150,7 +176,17 @@ class RecordStore:
 
         records = await self._read(caller, shelf, rows)
         # An index entry may be anybody's who can write to the file: what a record says itself decides.
-        return [record for record in records if (field, wanted) in _entries(shelf, record)]
+        return [record for record in records if (field, wanted) in entries_of(shelf, record)]
+
+    async def check_removal(self, instance: InstanceId) -> None:
+        """Refuse to remove what a legal hold keeps: anything of the instance, as long as any hold is on it.
+
+        Raises:
+            LegalHoldError: it is so, or nobody can tell.
+
+        """
+        if await anyio.to_thread.run_sync(self._is_held, instance):
+            raise LegalHoldError("a legal hold is on the instance, or on something of it: nothing is removed")
 
     # --- inside
 
@@ -162,14 +198,25 @@ class RecordStore:
         rows = await self._engine.rows(shelf.scope.shelf, [tag for known in tags for tag in known])
         there = {row.tag: row.version for row in rows}
         now = self._clock.now()
-        changes = []
+        subjects, changes = await self._subjects(shelf, key, blind, drafts, now)
         for draft, known in zip(drafts, tags, strict=True):
             tag = next((each for each in known if each in there), known[0])
             version = there.get(tag, 0)
             condition.check(version)
-            changes.append(_change(shelf, draft, key, blind[0], tag, version, now))
+            changes.append(_change(shelf, draft, subjects.get(draft.subject, key), blind[0], tag, version, now))
             there[tag] = version + 1
         return changes
+
+    async def _subjects(
+        self, shelf: Shelf, key: DataKey, blind: Sequence[BlindKey], drafts: Sequence[Checked], now: datetime
+    ) -> tuple[dict[str, DataKey], list[RowChange]]:
+        """Give the keys of the drafts' subjects, where they have such, and what keeps those."""
+        parts = {draft.subject: draft.part for draft in drafts if draft.subject}
+        if not parts:
+            return {}, []
+        found = await subjectkeys.of(self._engine, shelf, blind, list(parts))
+        expires = expiry(shelf.place, shelf.scope.policy.part(SUBJECTS), None, now)
+        return subjectkeys.kept(shelf, key, blind[0], found, now, None if expires is None else int(expires.timestamp()))
 
     async def _read(
         self, caller: Instance, shelf: Shelf, rows: Callable[[Sequence[BlindKey]], Awaitable[list[Row]]]
@@ -193,9 +240,10 @@ class RecordStore:
         """Open rows, and have that in the audit trail before any of it is given out."""
         keys: dict[KeyId, DataKey] = {}
         records = []
+        rows = [row for row in rows if row.part not in HIDDEN]
         for row in rows:
             if row.key_id not in keys:
-                keys[row.key_id] = await shelf.opening(row.key_id)
+                keys[row.key_id] = await key_of(self._engine, shelf, blind, row)
             records.append(sealing.open_record(keys[row.key_id], blind, shelf.scope, row))
         if records and Audit.OPENINGS in shelf.scope.policy.audit:
             await self._tell(
@@ -204,6 +252,7 @@ class RecordStore:
         return records
 
     async def _tell_changes(self, caller: Instance, shelf: Shelf, verb: str, changes: Sequence[RowChange]) -> None:
+        changes = [change for change in changes if change.row is None or change.row.part not in HIDDEN]
         audit = shelf.scope.policy.audit
         if Audit.CHANGES in audit:
             await self._tell(
@@ -234,7 +283,7 @@ def _change(
 ) -> RowChange:
     """Seal a draft as the next version of its record."""
     scope, draft = shelf.scope, ready.draft
-    record = Record(draft.id, draft.body, draft.content_type, version + 1, now, draft.part or "")
+    record = Record(draft.id, draft.body, draft.content_type, version + 1, now, draft.part or "", ready.subject)
     expires = expiry(shelf.place, ready.part, ready.found, now)
     row = Row(
         shelf=scope.shelf,
@@ -245,23 +294,35 @@ def _change(
         expires=None if expires is None else int(expires.timestamp()),
         part=record.part,
     )
-    return RowChange(scope.shelf, tag, version, row, _blinds(shelf, blind, ready.found))
+    return RowChange(scope.shelf, tag, version, row, blinds_of(shelf, blind, record))
 
 
 def sealed_again(shelf: Shelf, key: DataKey, blind: Sequence[BlindKey], row: Row, record: Record) -> RowChange:
     """Seal the same version of a record under another data key, its hashes made anew by the key that is for writing."""
     scope, tag = shelf.scope, sealing.tag_of(blind[0], record.id)
     again = replace(row, tag=tag, key_id=key.key_id, sealed=sealing.seal(key, scope, tag, record))
-    found = finding.members(record.content_type, record.body)
-    return RowChange(row.shelf, row.tag, row.version, again, _blinds(shelf, blind[0], found))
+    return RowChange(row.shelf, row.tag, row.version, again, blinds_of(shelf, blind[0], record))
 
 
-def _blinds(shelf: Shelf, blind: BlindKey, found: Mapping[str, Any] | None) -> list[tuple[str, bytes]]:
-    return [
-        (field.name, blind.digest(f"index/{field.name}", value))
-        for field, value in finding.entries(shelf.scope.policy, found)
-    ]
+async def key_of(engine: RecordEngine, shelf: Shelf, blind: Sequence[BlindKey], row: Row) -> DataKey:
+    """Give the key that a row is sealed under: the scope's, or its subject's. Raises as `Shelf.opening`."""
+    part = next((part for part in shelf.scope.policy.parts if part.name == row.part), None)
+    if part is not None and part.shreds:
+        return await subjectkeys.opening(engine, shelf, blind, row.key_id)
+    return await shelf.opening(row.key_id)
 
 
-def _entries(shelf: Shelf, record: Record) -> list[tuple[Field, str]]:
-    return finding.entries(shelf.scope.policy, finding.members(record.content_type, record.body))
+def blinds_of(shelf: Shelf, blind: BlindKey, record: Record) -> list[tuple[str, bytes]]:
+    """Make a record's index entries."""
+    if record.part in HIDDEN:
+        return subjectkeys.blinds_of(record)
+    return [(field.name, blind.digest(f"index/{field.name}", value)) for field, value in entries_of(shelf, record)]
+
+
+def entries_of(shelf: Shelf, record: Record) -> list[tuple[Field, str]]:
+    """List what a record is found by: what it says itself, and whose it is."""
+    policy = shelf.scope.policy
+    found = finding.entries(policy, finding.members(record.content_type, record.body))
+    if record.subject and policy.fields:
+        found.append((policy.fields[0], finding.normal(policy.fields[0].normal, record.subject)))
+    return list(dict.fromkeys(found))

@@ -134,6 +134,22 @@ async def test_the_commands_put_find_import_and_delete(tmp_path: Path) -> None:
             assert json.loads(done.stdout) == {"deleted": True}
             for verb in (("delete", "cases", "c-1"), ("get", "cases", "c-1", "-o", str(tmp_path / "x"))):
                 assert (await records.cli(acme, "records", *verb, *named)).exit_code == 3
+            who = b"number=+49 30 901820\n\nspeaker=speaker-4930901820\n"
+            out = str(tmp_path / "person.json")
+            done = await records.cli(acme, "subject", "export", "-o", out, *named, given=who)
+            assert json.loads(done.stdout)["records"] == 2500
+            done = await records.cli(acme, "subject", "opt-out", *named, given=b"speaker-9")
+            assert json.loads(done.stdout)["what"] == "opt-out"
+            config = ("--config", str(records.site.write_settings()))
+            held = await records.cli(acme, "legal-hold", "add", "acme", "--reason", "court", *config, "--json")
+            done = await records.cli(acme, "subject", "erase", *named, given=who)
+            assert done.exit_code == 3, done.output
+            (released,) = json.loads(held.stdout).values()
+            await records.cli(acme, "legal-hold", "release", released["holdId"], "--reason", "over", *config)
+            done = await records.cli(acme, "subject", "erase", *named, given=who)
+            assert len(json.loads(done.stdout)["removed"][0]["records"]) == 2500, done.output
+            for wrong in (b"", b"nonsense"):
+                assert (await records.cli(acme, "subject", "erase", *named, given=wrong)).exit_code == 3
             bad = "\n".join([lines[0], "{"]).encode()
             done = await records.cli(acme, "records", "import", "profiles_domain", "-", *named, given=bad)
             assert done.exit_code == 3
@@ -164,12 +180,14 @@ async def test_a_change_of_key_by_command_frees_the_old_key_and_uses_a_grant_on_
             records.keys.enable(new.rpartition("/")[2])
         done = await records.cli(acme, "records", "change-key", "acme", "voiceid", new, "--config", config, "--json")
         answer = json.loads(done.stdout)
-        assert (answer["UpdateStatus"], answer["Done"], answer["Total"]) == ("COMPLETED", 30, 30), done.output
+        assert (answer["UpdateStatus"], answer["Done"], answer["Total"]) == ("COMPLETED", 31, 31), done.output
         assert answer["OldKmsKeyId"] == old
         assert (await admin.list_grants(KeyId=old))["Grants"] == []
         records.keys.disable(old.rpartition("/")[2])
         async with serving(records):
             for number in range(30):
                 assert (await records.get(acme, "voiceid", f"s-{number}")).json == DATA
+        swept = await records.cli(acme, "records", "sweep", "acme", "--dry-run", "--config", config, "--json")
+        assert json.loads(swept.stdout) == {"removed": {}, "held": {}, "unknown": 0, "dry": True}, swept.output
         again = await records.cli(acme, "records", "change-key", "acme", "voiceid", new, "--config", config, "--json")
         assert json.loads(again.stdout)["UpdateStatus"] == "COMPLETED"

@@ -3,23 +3,29 @@
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from pipeline.adapters.disk import Disk, locked
+from pipeline.adapters.sqlite import SqliteEngine
 from pipeline.backup import manifest as manifests
 from pipeline.backup.copies import Copied
 from pipeline.backup.manifest import read_manifest
 from pipeline.cli import app
 from pipeline.errors import HaltError, PipelineError, RefuseError, StoreFullError
+from pipeline.ids import KeyId
 from pipeline.interim.commit import GroupCommit
 from pipeline.interim.marker import RESTORING
 from pipeline.interim.store import InterimStore
+from pipeline.records.rows import Row, RowChange
 from tests.cli_store import BODY, World
 from tests.held_store import ACME, GLOBEX
 
@@ -272,3 +278,42 @@ def test_no_bytes_but_a_manifests_are_taken_for_one(tmp_path_factory: pytest.Tem
     (folder / manifests.NAME).write_bytes(raw)
     with pytest.raises(PipelineError):
         read_manifest(Disk(), str(folder))
+
+
+def test_records_are_backed_up_as_of_one_moment_while_they_change(world: World) -> None:
+    """A plain copy of the file, with its log beside it, would be of no moment at all."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def pair(number: int) -> list[RowChange]:
+        rows = [
+            Row(b"s" * 16, f"{number}{half}".encode().ljust(16), 1, KeyId(UUID(int=1)), b"x" * 500) for half in "ab"
+        ]
+        return [RowChange(row.shelf, row.tag, 0, row) for row in rows]
+
+    async def write() -> None:
+        engine, number = SqliteEngine(f"{world.state}/records/records.db"), 0
+        while not ended.is_set():
+            await engine.write(pair(number))
+            begun.set()
+            number += 1
+        engine.close()
+
+    async def count(path: str) -> int:
+        engine = SqliteEngine(path)
+        try:
+            return await engine.count(b"s" * 16)
+        finally:
+            engine.close()
+
+    writer = threading.Thread(target=anyio.run, args=(write,))
+    writer.start()
+    begun.wait()
+    target = backup(world)
+    ended.set()
+    writer.join()
+    assert sorted(each.name for each in (target / "store" / "records").iterdir()) == ["records.db"]
+    assert not (target / "records.moment").exists()
+    there = restored(world, target)
+    found = anyio.run(count, f"{there.state}/records/records.db")
+    assert found > 0
+    assert found % 2 == 0

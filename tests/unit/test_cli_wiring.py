@@ -30,7 +30,8 @@ ALL = [
     *(["backup", each] for each in ("create", "verify", "list", "forget")),
     *(["grants", each] for each in ("list", "create", "revoke")),
     ["policy", "show"],
-    *(["records", each] for each in ("put", "get", "ls", "search", "delete", "import", "change-key")),
+    *(["subject", each] for each in ("export", "erase", "opt-out")),
+    *(["records", each] for each in ("put", "get", "ls", "search", "delete", "import", "change-key", "sweep")),
     *(["legal-hold", each] for each in ("add", "release", "list")),
 ]
 HEAVY = (

@@ -1,0 +1,58 @@
+"""The parts of the service that hold the other classes of data, connected.
+
+Part of the composition root.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from pipeline.backup.made import all_made
+from pipeline.intake.records import RecordRoutes
+from pipeline.intake.subjects import SubjectRoutes
+from pipeline.legalholds import keeps_all
+from pipeline.node import Node
+from pipeline.records.rows import RecordEngine
+from pipeline.records.store import CheckRoom, RecordStore
+from pipeline.records.subjects import Subjects
+from pipeline.records.sweeping import Sweeper
+from pipeline.records.upkeep import Upkeep
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecordParts:
+    """What serves records, and what does by itself what has to be done."""
+
+    store: RecordStore
+    routes: RecordRoutes
+    subjects: SubjectRoutes
+    sweeper: Sweeper
+    upkeep: Upkeep
+
+
+def record_parts(node: Node, engine: RecordEngine, check_room: CheckRoom) -> RecordParts:
+    """Connect them."""
+    settings, config_dir = node.settings, node.settings.config_dir
+    is_held = partial(keeps_all, config_dir)
+    store = RecordStore(engine, node.commits, node.trail, node.clock, check_room, is_held)
+    subjects = Subjects(
+        shelves=node.shelves,
+        store=store,
+        engine=engine,
+        commits=node.commits,
+        trail=node.trail,
+        clock=node.clock,
+        files=node.files,
+        root=f"{node.root}/records",
+    )
+
+    def backups() -> Sequence[str]:
+        return [str(made.backup_id) for made in all_made(config_dir)]
+
+    return RecordParts(
+        store=store,
+        routes=RecordRoutes(settings.http, node.shelves, store),
+        subjects=SubjectRoutes(settings.http, subjects, backups),
+        sweeper=Sweeper(node.shelves, engine, node.commits, node.trail, node.clock, is_held),
+        upkeep=Upkeep(node.shelves),
+    )
