@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 from pipeline.commands import (
     audit,
     audit_prove,
+    audit_restart,
     audit_search,
     backup,
     classes,
@@ -175,6 +176,7 @@ audits.command("search", epilog=audit_search.EXAMPLES["search"])(audit_search.se
 audits.command("prove", epilog=audit_prove.EXAMPLES["prove"])(audit_prove.prove)
 audits.command("check-proof", epilog=audit_prove.EXAMPLES["check-proof"])(audit_prove.check_proof)
 audits.command("export", epilog=audit_search.EXAMPLES["export"])(audit_search.export)
+audits.command("restart", epilog=audit_restart.EXAMPLE)(audit_restart.restart)
 audits.command("key", epilog=audit.EXAMPLES["key"])(audit.key)
 app.command(epilog=kms.EXAMPLE)(kms.kms)
 app.command(epilog=doctor.EXAMPLE)(doctor.doctor)

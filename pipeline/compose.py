@@ -378,6 +378,7 @@ async def _serve(given: Surroundings, stop: anyio.Event, started: Callable[[str]
 
         async def prepared() -> None:
             await given.prepare()
+            await node.begin_telling()
             await node.configure()
 
         group.start_soon(_reload_on_hangup, service, node, name="reload")

@@ -26,11 +26,12 @@ from pipeline.adapters.s3 import S3Destination
 from pipeline.adapters.sts import Role, RoleSession, own_principal
 from pipeline.audit.records import Actor
 from pipeline.audit.signing import SigningKeys
+from pipeline.configtrail import ConfigurationTrail
 from pipeline.crypt.duty import KEY_LIFE
 from pipeline.crypt.grants import GrantedKeys, GrantFolder, make_grant
 from pipeline.crypt.keyring import KeyRing
 from pipeline.delivery.probe import ProbeAnswer
-from pipeline.errors import PipelineError, RefuseError
+from pipeline.errors import DeferError, PipelineError, RefuseError
 from pipeline.ids import InstanceId, Kind
 from pipeline.instances import Instance, KeyAccess, Storage
 from pipeline.interim.commit import Commit, GroupCommit
@@ -155,6 +156,11 @@ class Node:
             least=self.audit_keys.least,
         )
         self.trail = Trail(self.root, actor=SERVICE, clock=self.clock)
+        self.told = ConfigurationTrail(
+            f"{self.root}/audit/configuration.json", files=self.files, commits=self.commits, trail=self.trail
+        )
+        self.tells = False
+        """Whether changes of the configuration are recorded: as soon as commits are served."""
         self.tenants = Tenants(self._ring)
         self.shelves = Shelves(self._shelf_ring, self._shelf_grant)
         self.refused_files = 0
@@ -190,10 +196,33 @@ class Node:
             elif known is not None:
                 serve[instance_id] = known
             unusable += instance_id not in serve or serve[instance_id] is known
+        unusable += await self._take_back_untold(serve, before, bad | {str(each) for each in loaded.instances})
         self.refused_files = len(loaded.problems) + unusable
         self.tenants.adopt(serve)
         await self._adopt_shelves()
         log.info("config.loaded", instances=len(serve), refused=self.refused_files)
+
+    async def begin_telling(self) -> None:
+        """Record the settings, and from now on every change of an instance before it counts."""
+        self.tells = True
+        try:
+            await self.told.tell_settings(self.settings)
+        except DeferError as error:
+            log.error("config.not_recorded", instance=None, reason=error.reason)  # noqa: TRY400 - words say enough
+
+    async def _take_back_untold(
+        self, serve: dict[InstanceId, Tenant], before: Mapping[InstanceId, Tenant], there: set[str]
+    ) -> int:
+        """Record what changes; an instance whose change can't be recorded stays as it was. Tell how many those are.
+
+        `there` are the ids of all that have a file, served or not.
+        """
+        if not self.tells:
+            return 0
+        untold = await self.told.tell_instances([tenant.instance for tenant in serve.values()], there)
+        for instance_id in untold & before.keys():
+            serve[instance_id] = before[instance_id]
+        return len(untold)
 
     def destination(self, instance: Instance, storage: Storage) -> S3Destination:
         """Give a bucket as its storage configuration names it."""

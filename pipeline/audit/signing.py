@@ -13,7 +13,7 @@ from pipeline.audit.files import held, whole
 from pipeline.audit.notes import Checkpoint, Signer, Verifier, checkpoint_of, size_said
 from pipeline.audit.reading import Snapshot, lines, snapshot
 from pipeline.audit.tree import Frontier
-from pipeline.config import write_new_private, write_private
+from pipeline.config import sync_directory, write_new_private, write_private
 from pipeline.errors import AuditBrokenError, RefuseError
 from pipeline.ports import FileSystem
 from pipeline.smallfiles import write_whole
@@ -63,6 +63,18 @@ class SigningKeys:
             return (self._directory / f"{log}.checkpoint").read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             return None
+
+    def retire(self, log: str) -> None:
+        """Set a log's key and checkpoint aside; the next use makes a new key. Nothing happens if there is none."""
+        key_id = self.verifier(log).key_id
+        try:
+            for ending in ("checkpoint", "key"):  # the key last: what is broken off is done again under its name
+                path = self._directory / f"{log}.{ending}"
+                if path.exists():
+                    path.rename(self._directory / f"{log}.{key_id}.{ending}")
+            sync_directory(self._directory)
+        except OSError as error:
+            raise RefuseError("the configuration directory can't be written") from error
 
     def least(self, log: str) -> int:
         """Tell how many records a log must have, by the checkpoint that is kept."""

@@ -122,10 +122,21 @@ def _keys(site: Site) -> list[dict[str, Any]]:
 
 
 async def _record(site: Site, answer: dict[str, Any]) -> None:
-    from pipeline.commands.access import open_access
+    """Record it in every log, each in a new series: what was signed since the backup is not there any more."""
+    import anyio.to_thread
 
+    from pipeline.audit.series import begin_series
+    from pipeline.audit.signing import SigningKeys
+    from pipeline.commands.access import open_access
+    from pipeline.commands.audit_logs import NODE
+
+    keys = SigningKeys(site.settings.config_dir)
     async with open_access(site.settings) as access:
         details = {"backupId": answer["backupId"], "begunAt": answer["begunAt"], "files": answer["files"]}
-        await access.record(access.trail.on_node("BackupRestored", **details))
-        for instance in site.loaded.instances:
-            await access.record(access.trail.changed(instance, "BackupRestored", **details))
+        for instance in (None, *site.loaded.instances):
+            directory = f"{site.root}/audit/{instance or NODE}"
+            facts = await anyio.to_thread.run_sync(begin_series, directory, access.files, keys) | details
+            if instance is None:
+                await access.record(access.trail.on_node("BackupRestored", **facts))
+            else:
+                await access.record(access.trail.changed(instance, "BackupRestored", **facts))

@@ -226,3 +226,38 @@ def test_another_key_does_not_check_a_proof(world: World, tmp_path: Path) -> Non
     proof = prove(world, world.delivered.artifact_id)
     assert check(proof, str(SigningKeys(tmp_path / "others").verifier(str(ACME)))).exit_code == 1
     assert check(proof, "nonsense+key").exit_code == 3
+
+
+# --- a log that goes on
+
+
+def test_a_log_that_was_cut_refuses_until_it_is_restarted_with_a_reason(world: World) -> None:
+    before = signed(world), key(world)
+    [path] = log_of(world).glob("*.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))
+    assert world.run("instance", "remove", "acme", "--force", "--reason", "x").exit_code == 4
+    result = world.run("audit", "restart", "acme", "--reason", "the disk lost it", "--json")
+    answer = json.loads(result.stdout)
+    assert (answer["signedRecords"], answer["previousKeyId"]) == (len(lines), before[1].split("+")[1])
+    assert answer["key"] == key(world) != before[1]
+    last = world.json("audit", "search", "--instance", "acme")[-1]
+    assert (last["eventName"], last["requestParameters"]["reason"]) == ("AuditLogRestarted", "the disk lost it")
+    signed(world)
+    assert world.run("audit", "verify", "--instance", "acme").exit_code == 0
+    assert (world.state.parent / "config" / "audit" / f"{ACME}.{answer['previousKeyId']}.key").exists()
+
+
+def test_a_broken_log_is_set_aside_whole_and_an_empty_one_begun(world: World) -> None:
+    signed(world)
+    tamper(world, b"ArtifactOpened", b"ArtifactOpaned")
+    [path] = log_of(world).glob("*.jsonl")
+    broken = path.read_bytes()
+    assert world.run("audit", "restart", "acme", "--reason", "x").exit_code == 4
+    assert world.run("audit", "restart", "acme", "--reason", "looked at it", "--set-aside").exit_code == 0
+    [kept] = (world.state / "lost+found").rglob(path.name)
+    assert kept.read_bytes() == broken
+    [only] = world.json("audit", "search", "--instance", "acme")
+    assert (only["logIndex"], only["requestParameters"]["setAside"]) == (0, [path.name])
+    signed(world)
+    assert world.run("audit", "verify", "--instance", "acme").exit_code == 0
