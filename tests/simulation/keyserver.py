@@ -49,10 +49,12 @@ class KeyServer:
     vault: Vault
     calls: list[KmsCall] = field(default_factory=list)
     """As they are told to the audit trail."""
+    asked: list[str] = field(default_factory=list)
+    """What the server was asked under the service's own identity."""
 
     def service(self) -> AwsKeyService:
         """Give the service's own adapter; the service may do what policies and grants permit, and nothing else."""
-        return AwsKeyService(DirectClient(self.vault, _identity(SERVICE, ())), self._tell)  # type: ignore[arg-type]
+        return AwsKeyService(DirectClient(self, _identity(SERVICE, ())), self._tell)  # type: ignore[arg-type]
 
     async def _tell(self, call: KmsCall) -> None:
         await anyio.lowlevel.checkpoint()
@@ -118,13 +120,14 @@ def perform(vault: Vault, caller: Identity, operation: str, members: dict[str, A
 class DirectClient:
     """What of a KMS client the adapter uses."""
 
-    def __init__(self, vault: Vault, caller: Identity) -> None:
-        self._vault = vault
+    def __init__(self, server: KeyServer, caller: Identity) -> None:
+        self._server = server
         self._caller = caller
 
     async def _ask(self, operation: str, members: dict[str, Any]) -> dict[str, Any]:
         await anyio.lowlevel.checkpoint()
-        return perform(self._vault, self._caller, operation, members)
+        self._server.asked.append(operation)
+        return perform(self._server.vault, self._caller, operation, members)
 
     async def generate_data_key(self, **members: Any) -> dict[str, Any]:
         return await self._ask("GenerateDataKey", members)
