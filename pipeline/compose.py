@@ -56,6 +56,9 @@ from pipeline.records.keychange import VERB as RECORD_KEYS
 from pipeline.records.keychange import RecordKeyChangeJob
 from pipeline.records.rows import RecordEngine
 from pipeline.records.sweeping import Sweeper
+from pipeline.records.store import RecordStore
+from pipeline.records.upkeep import Upkeep
+from pipeline.retiredkeys import RetiredKeys
 from pipeline.service import Listen, Parts, Service
 from pipeline.settings import QueueSource, Settings
 from pipeline.surroundings import ServersUp, Surroundings, surroundings
@@ -141,6 +144,15 @@ def connect(
             clock=clock,
             random=random.random,
             settings=settings.delivery,
+        ),
+        retired_keys=RetiredKeys(
+            node.root,
+            tenants=node.tenants,
+            files=files,
+            commits=commits,
+            trail=node.trail,
+            clock=clock,
+            keeps_all=partial(keeps_all, settings.config_dir),
         ),
         publishers=publishers,
         event_logs=EventLogs(

@@ -36,6 +36,7 @@ from pipeline.process import uncollected
 from pipeline.receipts import ReceiptFolder
 from pipeline.records.sweeping import Sweeper
 from pipeline.records.upkeep import Upkeep
+from pipeline.retiredkeys import RetiredKeys
 from pipeline.tenants import Tenants
 
 log = structlog.get_logger()
@@ -61,6 +62,7 @@ class Parts:
     queues: tuple[QueueIntake, ...]
     dispatcher: Dispatcher
     keywatch: KeyWatch
+    retired_keys: RetiredKeys
     publishers: tuple[tuple[str, Publisher], ...]
     """By the name of what they send to."""
     event_logs: EventLogs
@@ -187,6 +189,7 @@ class Service:
         stages: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "delivery": parts.dispatcher.run,
             "keys": parts.keywatch.run,
+            "retired keys": parts.retired_keys.run,
             "sweep": parts.sweep.run,
             "receipts": parts.folder.run,
             "event logs": parts.event_logs.run,
