@@ -56,8 +56,6 @@ from pipeline.records.keychange import VERB as RECORD_KEYS
 from pipeline.records.keychange import RecordKeyChangeJob
 from pipeline.records.rows import RecordEngine
 from pipeline.records.sweeping import Sweeper
-from pipeline.records.store import RecordStore
-from pipeline.records.upkeep import Upkeep
 from pipeline.retiredkeys import RetiredKeys
 from pipeline.service import Listen, Parts, Service
 from pipeline.settings import QueueSource, Settings
