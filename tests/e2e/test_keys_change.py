@@ -108,6 +108,23 @@ async def test_a_change_under_a_running_service_loses_no_request_and_needs_the_o
         assert (await change(site, new))[0] == 0
 
 
+async def test_a_change_writes_no_recording(quiet: None, tmp_path: Path) -> None:
+    async with key_server_site(tmp_path) as (site, keys), keys.client("admin") as admin:
+        right = site.acme.instance
+        missing = {kind: replace(place, bucket="there-is-none") for kind, place in right.storage.items()}
+        site.reconfigure(replace(right, storage=missing))
+        async with node(site) as caller:
+            await taken(site, caller, site.acme, 3)
+        before = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in site.artifacts("")}
+        asked = len(keys.trail())
+        assert (await change(site, await new_key(admin)))[0] == 0
+        assert {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in site.artifacts("")} == before
+        assert [each["eventName"] for each in keys.trail()[asked:]].count("ReEncrypt") == 1
+        site.reconfigure(replace(configured(site), storage=right.storage))
+        async with node(site):
+            await until(lambda: len(site.published(site.acme)) == 3)
+
+
 async def test_the_grant_goes_with_the_key(quiet: None, tmp_path: Path) -> None:
     async with key_server_site(tmp_path) as (site, keys), keys.client("admin") as admin:
         old, new = site.acme.instance.kms_key_arn, await new_key(admin)

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.audit.records import Actor
 from pipeline.crypt.duty import KEY_LIFE
-from pipeline.errors import KeyUnavailableError, SegmentForgedError
+from pipeline.errors import KeyUnavailableError, SegmentForgedError, StoreIoError
 from pipeline.ids import InstanceId, KeyId, Kind
 from pipeline.interim.states import State
 from pipeline.retiredkeys import REASON, WAIT, RetiredKeys
@@ -184,5 +184,24 @@ def test_a_key_that_can_not_be_asked_for_now_is_not_taken_for_unneeded() -> None
             assert ring.knows(old)
             with pytest.raises(KeyUnavailableError):
                 await ring.opening(old)
+
+    tell(story)
+
+
+def test_nothing_goes_while_a_folder_can_not_be_read() -> None:
+    async def story(world: World, chance: random.Random) -> None:
+        async with node(world, sweeps=False) as process:
+            old, _ = await two_keys(process, chance)
+            await delivered(process)
+            await later(4 * DAY)
+            await process.folder.once()
+            retired = watch(process)
+            assert await retired.once() == 0
+            await later(WAIT)
+            world.disk.refuse("names", "lost+found", error=StoreIoError("EIO"))
+            with pytest.raises(StoreIoError):
+                await retired.once()
+            assert process.tenant().ring.knows(old)
+            assert await retired.once() == 1
 
     tell(story)

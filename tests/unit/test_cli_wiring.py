@@ -26,6 +26,7 @@ TOP = ["serve", "put", "feed", "ls", "status", "get", "verify", "restore", "kms"
 ALL = [
     *([each] for each in TOP),
     *(["instance", each] for each in ("add", "list", "probe", "remove")),
+    *(["keys", each] for each in ("status", "change", "rekey", "reencrypt")),
     ["classes", "show"],
     *(["backup", each] for each in ("create", "verify", "list", "forget")),
     *(["grants", each] for each in ("list", "create", "revoke")),
