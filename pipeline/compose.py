@@ -40,6 +40,7 @@ from pipeline.intake.missing import MissingWatch
 from pipeline.intake.moves import Moves
 from pipeline.intake.queue import QueueIntake
 from pipeline.intake.recorder import Recorder
+from pipeline.intake.recordevents import RecordEvents
 from pipeline.intake.replay import RecordingNames, Replay
 from pipeline.intake.sweep import Sweep
 from pipeline.intake.unrepeated import Unrepeated
@@ -55,6 +56,7 @@ from pipeline.records import sweepjob
 from pipeline.records.keychange import VERB as RECORD_KEYS
 from pipeline.records.keychange import RecordKeyChangeJob
 from pipeline.records.rows import RecordEngine
+from pipeline.records.store import RecordStore
 from pipeline.records.sweeping import Sweeper
 from pipeline.retiredkeys import RetiredKeys
 from pipeline.service import Listen, Parts, Service
@@ -89,7 +91,8 @@ def connect(
     settings, clock, files, commits = node.settings, node.clock, node.files, node.commits
     holds = Holds(f"{node.root}/holds", files, commits, node.trail)
     dispatcher = _dispatcher(node, store, holds)
-    taking = _taking(node, store, dispatcher)
+    kept = record_parts(node, engine, store.room.check, tuple(sinks.values()))
+    taking = _taking(node, store, dispatcher, kept.store)
     recorder = taking.recorder
     missing = _missing(node, store, taking)
     publishers = _publishers(node, sinks)
@@ -110,7 +113,6 @@ def connect(
         unrepeated=Unrepeated(),
     )
     health = Health(watched, settings.health, lambda: service.phase)
-    kept = record_parts(node, engine, store.room.check)
     intake = HttpIntake(
         unrepeated=watched.unrepeated,
         settings=settings.http,
@@ -162,6 +164,7 @@ def connect(
         missing=missing,
         upkeep=kept.upkeep,
         sweeper=kept.sweeper,
+        record_publisher=kept.publisher,
         health=health,
         canary=canary,
         audit=audit,
@@ -203,7 +206,7 @@ def _rekey(node: Node, store: InterimStore, taking: Taking, dispatcher: Dispatch
     )
 
 
-def _taking(node: Node, store: InterimStore, dispatcher: Dispatcher) -> Taking:
+def _taking(node: Node, store: InterimStore, dispatcher: Dispatcher, records: RecordStore) -> Taking:
     names = RecordingNames(node.clock)
     contacts = ContactTable(names)
     journal = Journal(f"{node.root}/journal", node.files, node.commits, node.clock)
@@ -212,7 +215,13 @@ def _taking(node: Node, store: InterimStore, dispatcher: Dispatcher) -> Taking:
     recorder = Recorder(store=store, moves=moves, contacts=contacts, replay=replay, clock=node.clock)
     chats = Chats(store, recorder, node.clock)
     events = EventIntake(
-        room=store.room, journal=journal, chats=chats, contacts=contacts, replay=replay, trail=node.trail
+        room=store.room,
+        journal=journal,
+        chats=chats,
+        contacts=contacts,
+        replay=replay,
+        trail=node.trail,
+        records=RecordEvents(node.shelves, records),
     )
     return Taking(contacts=contacts, journal=journal, replay=replay, recorder=recorder, chats=chats, events=events)
 

@@ -3,15 +3,19 @@
 Part of the composition root.
 """
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from pipeline.backup.made import all_made
+from pipeline.delivery.lanes import Backoff
 from pipeline.intake.records import RecordRoutes
 from pipeline.intake.subjects import SubjectRoutes
 from pipeline.legalholds import keeps_all
 from pipeline.node import Node
+from pipeline.ports import EventSink
+from pipeline.records.publishing import RecordPublisher
 from pipeline.records.rows import RecordEngine
 from pipeline.records.store import CheckRoom, RecordStore
 from pipeline.records.subjects import Subjects
@@ -28,9 +32,10 @@ class RecordParts:
     subjects: SubjectRoutes
     sweeper: Sweeper
     upkeep: Upkeep
+    publisher: RecordPublisher
 
 
-def record_parts(node: Node, engine: RecordEngine, check_room: CheckRoom) -> RecordParts:
+def record_parts(node: Node, engine: RecordEngine, check_room: CheckRoom, sinks: Sequence[EventSink]) -> RecordParts:
     """Connect them."""
     settings, config_dir = node.settings, node.settings.config_dir
     is_held = partial(keeps_all, config_dir)
@@ -46,6 +51,8 @@ def record_parts(node: Node, engine: RecordEngine, check_room: CheckRoom) -> Rec
         root=f"{node.root}/records",
     )
 
+    backoff = Backoff(settings.delivery.retry_first, settings.delivery.retry_most, random.random)
+
     def backups() -> Sequence[str]:
         return [str(made.backup_id) for made in all_made(config_dir)]
 
@@ -55,4 +62,5 @@ def record_parts(node: Node, engine: RecordEngine, check_room: CheckRoom) -> Rec
         subjects=SubjectRoutes(settings.http, subjects, backups),
         sweeper=Sweeper(node.shelves, engine, node.commits, node.trail, node.clock, is_held),
         upkeep=Upkeep(node.shelves),
+        publisher=RecordPublisher(node.shelves, engine, sinks, node.commits, node.trail, node.clock, backoff),
     )

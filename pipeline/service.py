@@ -34,6 +34,7 @@ from pipeline.interim.store import InterimStore
 from pipeline.jobs import Ask, Jobs, Report
 from pipeline.process import uncollected
 from pipeline.receipts import ReceiptFolder
+from pipeline.records.publishing import RecordPublisher
 from pipeline.records.sweeping import Sweeper
 from pipeline.records.upkeep import Upkeep
 from pipeline.retiredkeys import RetiredKeys
@@ -70,6 +71,7 @@ class Parts:
     missing: MissingWatch
     upkeep: Upkeep
     sweeper: Sweeper
+    record_publisher: RecordPublisher
     health: Health
     canary: Canary | None
     audit: AuditKeeper
@@ -196,6 +198,7 @@ class Service:
             "missing": parts.missing.run,
             "records": parts.upkeep.run,
             "retention": parts.sweeper.run,
+            "records out": parts.record_publisher.run,
             "health": parts.health.run,
             "volume": parts.store.room.run,
             "audit": parts.audit.run,

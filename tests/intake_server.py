@@ -16,6 +16,7 @@ from pipeline.health import Line, Mark, Report
 from pipeline.instances import Limits
 from pipeline.intake.access import RateLimit
 from pipeline.intake.http import HttpIntake
+from pipeline.intake.recordevents import RecordEvents
 from pipeline.intake.records import RecordRoutes
 from pipeline.intake.subjects import SubjectRoutes
 from pipeline.intake.unrepeated import Unrepeated
@@ -130,6 +131,7 @@ def world_at(root: Path, **limits: Any) -> World:
 async def serving(world: World, **settings: Any) -> AsyncIterator[Server]:
     async with node(world) as process, records_over(process) as records:
         ready = [True]
+        process.events._records = RecordEvents(records.shelves, records.store)
         app = HttpIntake(
             unrepeated=Unrepeated(),
             settings=HttpSettings(**settings),

@@ -8,11 +8,13 @@ from datetime import timedelta
 from pipeline.adapters.sqlite import SqliteEngine
 from pipeline.crypt.duty import KEY_LIFE
 from pipeline.crypt.keyring import KeyRing
+from pipeline.delivery.lanes import Backoff
 from pipeline.ids import InstanceId
 from pipeline.instances import Instance
-from pipeline.ports import FileSystem
+from pipeline.ports import EventSink, FileSystem
 from pipeline.records.classes import POLICIES
 from pipeline.records.policy import FromConfig, KeyMode, ScopeKind
+from pipeline.records.publishing import RecordPublisher
 from pipeline.records.scopes import Placed, ScopeConfig
 from pipeline.records.shelves import RingKeys, ServiceKey, Shelf, Shelves
 from pipeline.records.store import RecordStore
@@ -78,6 +80,14 @@ class Records:
 
     def caller(self, instance_id: InstanceId) -> Instance:
         return self.process.world.instances[instance_id]
+
+    def publisher(self, *sinks: EventSink) -> RecordPublisher:
+        """Make what hands case events on."""
+        clock = self.process.world.clock
+        backoff = Backoff(timedelta(seconds=1), timedelta(seconds=1), lambda: 0.5)
+        return RecordPublisher(
+            self.shelves, self.engine, sinks, self.process.commits, self.process.trail, clock, backoff
+        )
 
     def configure(self, **instances: Instance) -> None:
         """Serve with another configuration."""

@@ -68,12 +68,13 @@ class SqsQueue:
 
 
 class _Detail(msgspec.Struct, rename="camel"):
-    recording_id: str
-    event_deduplication_id: str
+    recording_id: str = ""
+    event_deduplication_id: str = ""
 
 
 class _Event(msgspec.Struct):
     detail: _Detail
+    id: str = ""
 
 
 class SqsSink:
@@ -89,12 +90,17 @@ class SqsSink:
         self._events = msgspec.json.Decoder(_Event)
 
     async def send(self, events: Sequence[bytes]) -> None:
-        for batch in batches([(self._events.decode(event).detail, event) for event in events]):
+        for batch in batches([(self._detail(event), event) for event in events]):
             entries = [self._entry(number, detail, event) for number, (detail, event) in enumerate(batch)]
             with _edge():
                 answer = await self._client.send_message_batch(QueueUrl=self._url, Entries=entries)
             if len(answer.get("Successful", [])) != len(batch):
                 raise DeferError("the queue did not take all of the events; they are sent again")
+
+    def _detail(self, event: bytes) -> _Detail:
+        """Tell a recording's event, or one that is handed on as it came, by its envelope's id."""
+        given = self._events.decode(event)
+        return given.detail if given.detail.recording_id else _Detail(given.id, given.id)
 
     def _entry(self, number: int, detail: _Detail, event: bytes) -> dict[str, str]:
         entry = {"Id": str(number), "MessageBody": event.decode()}

@@ -19,6 +19,7 @@ from pipeline.ids import Kind, RecordingId
 from pipeline.intake.chats import Chats
 from pipeline.intake.contacts import Contact, ContactChange, ContactTable, Expected, object_contact
 from pipeline.intake.journal import Journal, JournalEntry
+from pipeline.intake.recordevents import RecordEvents
 from pipeline.intake.replay import Replay
 from pipeline.interim.logs import LogLine
 from pipeline.interim.room import Room
@@ -48,7 +49,9 @@ class EventIntake:
         contacts: ContactTable,
         replay: Replay,
         trail: Trail,
+        records: RecordEvents | None = None,
     ) -> None:
+        self._records = records
         self._room = room
         self._journal = journal
         self._chats = chats
@@ -71,6 +74,9 @@ class EventIntake:
                 raise ForeignInstanceError("there is no such instance for you", field=f"[{index}].detail.instanceArn")
             if len(event.raw) > MAX_EVENT_BYTES:
                 raise RefuseError(f"one event may have at most {MAX_EVENT_BYTES} bytes", field=f"[{index}]")
+        count = len(incoming)
+        if self._records is not None:
+            incoming = await self._records.take(tenant, incoming)
         await self._replay.done(tenant)
         instance = tenant.instance
         changes = [self._contacts.merge(instance.instance_id, event, expects=instance.expects) for event in incoming]
@@ -78,7 +84,7 @@ class EventIntake:
         await self._append_chats(tenant, incoming)
         for event, change in zip(incoming, changes, strict=True):
             await self._end_chat(tenant, event, change)
-        return len(incoming)
+        return count
 
     # --- inside
 

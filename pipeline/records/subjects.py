@@ -21,6 +21,7 @@ from pipeline.interim.commit import Commit, GroupCommit
 from pipeline.ports import Clock, FileSystem
 from pipeline.records import finding, subjectkeys
 from pipeline.records.finding import is_json
+from pipeline.records.removing import remove
 from pipeline.records.rows import RecordEngine, Row, RowChange, RowConflictError
 from pipeline.records.sealing import Record
 from pipeline.records.shelves import Shelf, Shelves
@@ -98,8 +99,7 @@ class Subjects:
                 values = dict.fromkeys(value for _, value in asked)
                 removed += [await self._shred(caller, shelf, value, "SubjectErased", forget=True) for value in values]
                 rows = await self._rows(shelf, blind, asked)
-            for row in rows:
-                await self._remove(row)
+            await self._remove(rows)
             removed.append(_receipt_line(shelf, rows))
             if await self._rows(shelf, await shelf.blind(), asked):
                 raise RefuseError("records of this person came while they were removed; ask again")
@@ -156,18 +156,14 @@ class Subjects:
         digests = [(index, key.digest(f"index/{index}", value)) for index, value in asked for key in blind]
         return await self.engine.found(shelf.scope.shelf, digests, MOST)
 
-    async def _remove(self, row: Row) -> None:
+    async def _remove(self, rows: Sequence[Row]) -> None:
+        left = list(rows)
         for _ in range(_ATTEMPTS):
-            try:
-                await self.engine.write([RowChange(row.shelf, row.tag, row.version, None)])
-            except RowConflictError:
-                again = await self.engine.rows(row.shelf, [row.tag])
-                if not again:
-                    return
-                row = again[0]
-            else:
+            left = await remove(self.engine, left)
+            if not left:
                 return
-        raise RefuseError("others change the record all the time; ask again")
+            left = await self.engine.rows(left[0].shelf, [row.tag for row in left])
+        raise RefuseError("others change the records all the time; ask again")
 
     async def _shred(self, caller: Instance, shelf: Shelf, subject: str, verb: str, *, forget: bool) -> dict[str, Any]:
         """Destroy a subject's key, then remove what that made unreadable.
@@ -190,8 +186,7 @@ class Subjects:
                     continue
             key_id = None if standing.key is None else standing.key.key_id
             rows = [] if key_id is None else await self.engine.under(scope.shelf, [key_id], MOST)
-            for row in rows:
-                await self._remove(row)
+            await self._remove(rows)
             return _receipt_line(shelf, rows) | {"subject": tag, "keyDestroyed": key_id}
         raise RefuseError("others change the subject all the time; ask again")
 

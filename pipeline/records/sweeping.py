@@ -16,7 +16,8 @@ from pipeline.ids import InstanceId
 from pipeline.interim.commit import Commit, GroupCommit
 from pipeline.ports import Clock
 from pipeline.records.policy import Transient
-from pipeline.records.rows import RecordEngine, Row, RowChange, RowConflictError
+from pipeline.records.removing import remove
+from pipeline.records.rows import RecordEngine, Row
 from pipeline.records.shelves import Shelf, Shelves
 from pipeline.records.store import IsHeld
 from pipeline.trail import Trail
@@ -116,8 +117,4 @@ class Sweeper:
             records=[row.tag.hex() for row in rows],
         )
         await self._commits.commit(Commit(lines=(line,)))
-        for row in rows:
-            try:
-                await self._engine.write([RowChange(row.shelf, row.tag, row.version, None)])
-            except RowConflictError:
-                continue  # it was put anew meanwhile, and has its time again
+        await remove(self._engine, rows)  # what was put anew meanwhile has its time again

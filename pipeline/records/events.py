@@ -1,0 +1,91 @@
+"""Which events are records, and of what class. Pure.
+
+Case events come as Amazon Connect Cases sends them (source `aws.cases`); everything else in an envelope of ours, whose
+`detail-type` names what it is, and whose `detail` has `id`, `data` and perhaps `part`, `subject`, `scope`, `deleted`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from pipeline.errors import RefuseError
+from pipeline.events import Incoming, OtherEvent
+from pipeline.records.drafts import Draft
+
+DETAIL_TYPES: Mapping[str, str] = {
+    "case": "cases",
+    "contact metadata": "contact_metadata",
+    "profile": "profiles_domain",
+    "profile object": "profiles_object_type",
+    "campaign contact": "campaigns",
+    "knowledge document": "ai_content",
+    "speaker enrolment": "voiceid",
+    "forecast": "forecasts",
+    "integration object": "appintegrations_data",
+    "integration configuration": "appintegrations_config",
+}
+"""Our own envelopes, by `detail-type`, in any case."""
+CASES_SOURCE = "aws.cases"
+CASE_EVENTS = "case_events"
+
+
+class _Detail(msgspec.Struct, frozen=True):
+    id: str
+    data: msgspec.Raw = msgspec.Raw(b"{}")
+    part: str | None = None
+    subject: str | None = None
+    scope: str | None = None
+    deleted: bool = False
+
+
+class _Envelope(msgspec.Struct, frozen=True):
+    detail: _Detail
+
+
+@dataclass(frozen=True, slots=True)
+class RecordEvent:
+    """A record that an event brings, or takes away."""
+
+    data_class: str
+    draft: Draft
+    scope: str | None = None
+    """Its name; `None` for the only one."""
+    arns: tuple[str, ...] = ()
+    """ARNs of which one is the scope's, where the event names it so."""
+    deleted: bool = False
+
+
+def record_of(event: Incoming, path: str) -> RecordEvent | None:
+    """Read the record in an event; `None` if it is none.
+
+    Raises:
+        RefuseError: it should be one, and can't be read.
+
+    """
+    if not isinstance(event, OtherEvent):
+        return None
+    if event.source.lower() == CASES_SOURCE:
+        return _case_event(event, path)
+    data_class = DETAIL_TYPES.get(event.detail_type.lower())
+    if data_class is None:
+        return None
+    try:
+        detail = msgspec.json.decode(event.raw, type=_Envelope).detail
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise RefuseError("a record has an id, and data that is an object", field=f"{path}detail") from None
+    draft = Draft(id=detail.id, body=bytes(detail.data), part=detail.part, subject=detail.subject)
+    return RecordEvent(data_class, draft, scope=detail.scope, deleted=detail.deleted)
+
+
+def _case_event(event: OtherEvent, path: str) -> RecordEvent:
+    """Keep the whole envelope: it goes on as it came."""
+    if event.envelope_id is None:
+        raise RefuseError("is required", field=f"{path}id")
+    document: dict[str, Any] = msgspec.json.decode(event.raw)
+    resources = document.get("resources")
+    named = [each for each in resources if isinstance(each, str)] if isinstance(resources, list) else []
+    arns = [*named, *(each.rpartition("/case/")[0] for each in named if "/case/" in each)]
+    draft = Draft(id=event.envelope_id, body=event.raw)
+    return RecordEvent(CASE_EVENTS, draft, arns=tuple(arns))
