@@ -7,11 +7,18 @@ LOGS = "pipeline/interim/logs.py"
 S3 = "pipeline/adapters/s3.py"
 UPLOAD = "pipeline/delivery/upload.py"
 PROOF = "pipeline/delivery/proof.py"
+APPENDER = "pipeline/audit/appender.py"
+BEGUN = """            self._files.sync_directory(directory)
+        except BaseException:
+            self._files.close(handle)
+"""
 SERVICE_ENDS = "with anyio.CancelScope(shield=True):\n            await self.done.wait()"
 
 DISK_TESTS = ("tests/unit/test_commit.py", "tests/unit/test_writer.py", "tests/fault/test_f01_f06_crash_states.py")
 BUCKET_TESTS = ("tests/unit/test_proof.py", "tests/unit/test_upload.py", "tests/fault/test_upload_answers.py")
 WIRE_TESTS = ("tests/fault/test_upload_wire.py",)
+AUDIT_TESTS = ("tests/unit/test_audit_appender.py",)
+VERIFY_TESTS = ("tests/unit/test_audit_verify.py", "tests/unit/test_audit_notes.py")
 CANCEL_TESTS = ("tests/fault/test_upload_cancelled.py",)
 
 
@@ -98,15 +105,15 @@ MUTATIONS = (
     Mutation(
         "drop If-None-Match of a put",
         S3,
-        '                    IfNoneMatch="*",\n',
-        "",
+        'return await self._put(request, body, IfNoneMatch="*")',
+        "return await self._put(request, body)",
         WIRE_TESTS,
     ),
     Mutation(
         "drop If-None-Match of a multipart upload",
         S3,
-        '                MultipartUpload={"Parts": listed},\n                IfNoneMatch="*",\n',
-        '                MultipartUpload={"Parts": listed},\n',
+        'return await self._complete(request, upload_id, parts, IfNoneMatch="*")',
+        "return await self._complete(request, upload_id, parts)",
         WIRE_TESTS,
     ),
     Mutation(
@@ -166,5 +173,54 @@ MUTATIONS = (
         "with anyio.move_on_after(ABORT_S, shield=True), contextlib",
         "with anyio.move_on_after(ABORT_S), contextlib",
         CANCEL_TESTS,
+    ),
+    Mutation(
+        "skip the sync of audit records",
+        APPENDER,
+        "        try:\n            self._files.sync(known.handle)",
+        "        try:\n            pass",
+        AUDIT_TESTS,
+    ),
+    Mutation(
+        "skip the directory sync of an audit log's file",
+        APPENDER,
+        BEGUN,
+        BEGUN.replace("self._files.sync_directory(directory)", "pass"),
+        AUDIT_TESTS,
+    ),
+    Mutation(
+        "mend an audit log that no power cut explains",
+        APPENDER,
+        'if b"\\0" not in line:',
+        "if not line:",
+        AUDIT_TESTS,
+    ),
+    Mutation(
+        "go on behind a cut audit log",
+        APPENDER,
+        "            _check_size(scan.count, least)\n",
+        "",
+        AUDIT_TESTS,
+    ),
+    Mutation(
+        "open plaintext that can't be told of",
+        "pipeline/delivery/deliverer.py",
+        "if not self._store.audit_stands(name.instance_id):",
+        "if not name.instance_id:",
+        ("tests/fault/test_audit_sink.py",),
+    ),
+    Mutation(
+        "believe hashes that no signature covers",
+        "pipeline/audit/examine.py",
+        "sizes = [each.size for each in checkpoints if roots.get(each.size) == each.root]",
+        "sizes = [len(leaves), *roots][:1]",
+        VERIFY_TESTS,
+    ),
+    Mutation(
+        "believe a note that is not signed",
+        "pipeline/audit/notes.py",
+        "if verifier.is_signed(text.encode(), raw[4:]):",
+        "if raw:",
+        VERIFY_TESTS,
     ),
 )

@@ -126,6 +126,9 @@ class Site:
     def audit(self, party: Party) -> list[dict[str, Any]]:
         return _lines(self.state.glob(f"audit/{party.instance.instance_id}/*.jsonl"))
 
+    def node_audit(self) -> list[dict[str, Any]]:
+        return _lines(self.state.glob("audit/node/*.jsonl"))
+
     def published(self, party: Party) -> list[str]:
         """Locations that were told as PUBLISHED."""
         details = [event["detail"] for event in self.events(party)]

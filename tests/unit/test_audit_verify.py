@@ -276,6 +276,16 @@ def test_the_last_signed_record_without_the_hashes_is_one_behind_the_last_sound_
     log.check(6, "invalid")
 
 
+def test_hashes_that_are_damaged_are_not_believed_and_harm_nothing(log: Log) -> None:
+    path = log.folder / "leaves"
+    raw = bytearray(path.read_bytes())
+    raw[4 * 32] ^= 1
+    path.write_bytes(raw)
+    log.check(None)
+    log.change(flip(2), first=1)
+    log.check(5, "invalid")
+
+
 def test_what_was_never_acknowledged_is_no_fault(log: Log) -> None:
     with log.paths[2].open("ab") as file:
         file.write(b'{"logIndex":12,"previ')
