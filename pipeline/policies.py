@@ -7,25 +7,34 @@ Delivery rights are in the key's policy, because S3 takes no grant token.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.crypt.grants import OPERATIONS
 from pipeline.errors import RefuseError
+from pipeline.ids import RECORDINGS
 from pipeline.instances import Instance, KeyAccess, Storage
+from pipeline.records.scopes import Placed
 
 Statement = dict[str, Any]
 
 USES = ("kms:Decrypt", "kms:GenerateDataKey", "kms:ReEncryptFrom", "kms:ReEncryptTo")
 DELIVERY_USES = ("kms:Decrypt", "kms:GenerateDataKey")
 """GenerateDataKey for every object; Decrypt for the parts of a multipart upload, and to read what was delivered."""
+ANEW_USES = ("kms:Encrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo")
+"""What S3's UpdateObjectEncryption needs besides: for `pipeline keys reencrypt` alone."""
+_GRANT_LOOKS = ("kms:DescribeKey", "kms:ListGrants")
+_OBJECT_ACTIONS = ("s3:AbortMultipartUpload", "s3:GetObject", "s3:GetObjectVersion", "s3:PutObject")
+_ANEW_ACTIONS = ("s3:UpdateObjectEncryption",)
+_BUCKET_ACTIONS = ("s3:ListBucket", "s3:ListBucketMultipartUploads", "s3:ListBucketVersions")
 _VERSION = "2012-10-17"
 SESSION_POLICY_CHARACTERS = 2048
 """AWS STS API reference, AssumeRole: `Policy`."""
 _SESSION_KMS = (
     *USES,
+    "kms:Encrypt",
     "kms:CreateGrant",
     "kms:DescribeKey",
     "kms:ListGrants",
@@ -79,6 +88,16 @@ def documents(instance: Instance, service: str, beside: Beside) -> list[Document
         )
         for arn in _delivery_keys(instance)
     ]
+    made += [
+        Document(
+            name="record-key",
+            belongs_to=arn,
+            kind="key-policy-statements",
+            statements=record_statements(principal, instance, arn),
+        )
+        for arn in _record_keys(instance)
+        if _places_under(instance, arn)
+    ]
     statements = [
         *(_without_principal(each) for document in made for each in document.statements),
         *_bucket_statements(instance, canary=beside.canary),
@@ -104,8 +123,15 @@ def session_policy(instance: Instance, *, canary: bool) -> str:
     """
     keys = sorted({*_data_keys(instance), *_delivery_keys(instance), *_record_keys(instance)})
     statements: list[Statement] = [{"Effect": "Allow", "Action": list(_SESSION_KMS), "Resource": keys}]
-    named = ("Effect", "Action", "Resource")
-    statements += [{name: each[name] for name in named} for each in _bucket_statements(instance, canary=canary)]
+    for bucket, stores in sorted(_by_bucket(instance).items()):
+        arn = _bucket_arn(instance.kms_key_arn, bucket)
+        written = [f"{arn}/{prefix}/*" for prefix in _prefixes(instance, bucket, stores, canary=canary)]
+        for actions, resources in (
+            ((*_OBJECT_ACTIONS, *_ANEW_ACTIONS), written),
+            (_BUCKET_ACTIONS, [arn]),
+            (("s3:DeleteObject",), [f"{arn}/*/pipeline-probe-*"]),
+        ):
+            statements.append({"Effect": "Allow", "Action": list(actions), "Resource": resources})
     text = json.dumps({"Version": _VERSION, "Statement": statements}, separators=(",", ":"))
     if len(text) > SESSION_POLICY_CHARACTERS:
         message = f"its session policy would have more than {SESSION_POLICY_CHARACTERS} characters, which STS refuses"
@@ -122,7 +148,27 @@ def _assuming(instance: Instance, principal: str | None) -> Statement:
 def granting_statements(
     principal: str, account: str, key_arn: str, context: Mapping[str, str], *, suffix: str = ""
 ) -> list[Statement]:
-    """Let the service grant itself the use of a key: this use, for this encryption context, and no other."""
+    """Let the service look at a key, and grant itself its use."""
+    return [
+        _asking(principal, account, key_arn, _GRANT_LOOKS, suffix),
+        _granting(principal, key_arn, context, OPERATIONS, f"DataKeysByGrant{suffix}"),
+    ]
+
+
+def use_statements(
+    principal: str, account: str, key_arn: str, context: Mapping[str, str], *, suffix: str = ""
+) -> list[Statement]:
+    """Let the service look at a key, and use it by its policy alone."""
+    return [
+        _asking(principal, account, key_arn, ("kms:DescribeKey",), suffix),
+        _using(principal, key_arn, context, OPERATIONS, f"DataKeys{suffix}"),
+    ]
+
+
+def _granting(
+    principal: str, key_arn: str, context: Mapping[str, str], operations: Collection[str], sid: str
+) -> Statement:
+    """Allow one grant: of these operations at most, to this principal, for this encryption context and no other."""
     conditions = {
         "StringEquals": {
             "kms:GranteePrincipal": principal,
@@ -130,23 +176,32 @@ def granting_statements(
             "kms:GrantConstraintType": "EncryptionContextEquals",
             **_bound(context),
         },
-        "ForAllValues:StringEquals": {"kms:GrantOperations": sorted(OPERATIONS), **_no_more(context)},
+        "ForAllValues:StringEquals": {"kms:GrantOperations": sorted(operations), **_no_more(context)},
     }
-    return [
-        _asking(principal, account, key_arn, ("kms:DescribeKey", "kms:ListGrants"), suffix),
-        _allow(f"DataKeysByGrant{suffix}", principal, ("kms:CreateGrant",), [key_arn], conditions),
-    ]
+    return _allow(sid, principal, ("kms:CreateGrant",), [key_arn], conditions)
 
 
-def use_statements(
-    principal: str, account: str, key_arn: str, context: Mapping[str, str], *, suffix: str = ""
-) -> list[Statement]:
-    """Let the service use a key by its policy alone, for this encryption context and no other."""
+def _using(
+    principal: str, key_arn: str, context: Mapping[str, str], operations: Collection[str], sid: str
+) -> Statement:
+    """Allow the use of a key, for this encryption context and no other."""
     conditions = {"StringEquals": _bound(context), "ForAllValues:StringEquals": _no_more(context)}
-    return [
-        _asking(principal, account, key_arn, ("kms:DescribeKey",), suffix),
-        _allow(f"DataKeys{suffix}", principal, USES, [key_arn], conditions),
-    ]
+    uses = [each for each in USES if each.removeprefix("kms:") in operations]
+    return _allow(sid, principal, uses, [key_arn], conditions)
+
+
+def record_statements(principal: str, instance: Instance, key_arn: str) -> list[Statement]:
+    """Let the service use a customer's key for records: for each class and scope that has it, its own context."""
+    by_grant, suffix = instance.key_access is KeyAccess.GRANT, _suffix(key_arn)
+    looks = _GRANT_LOOKS if by_grant else ("kms:DescribeKey",)
+    statements = [_asking(principal, _account(principal), key_arn, looks, f"Records{suffix}")]
+    make = _granting if by_grant else _using
+    for number, place in enumerate(_places_under(instance, key_arn), 1):
+        scope = place.scope
+        operations = scope.policy.grant_operations
+        sid = f"Records{suffix}{number}"
+        statements.append(make(principal, key_arn, scope.context, operations, sid))
+    return statements
 
 
 def delivery_statements(principal: str, instance: Instance, key_arn: str) -> list[Statement]:
@@ -164,6 +219,7 @@ def delivery_statements(principal: str, instance: Instance, key_arn: str) -> lis
     return [
         _asking(principal, _account(principal), key_arn, ("kms:DescribeKey",), f"Delivery{suffix}"),
         _allow(f"Delivery{suffix}", principal, DELIVERY_USES, [key_arn], conditions),
+        _allow(f"EncryptAnew{suffix}", principal, ANEW_USES, [key_arn], conditions),
     ]
 
 
@@ -181,19 +237,30 @@ def _bucket_statements(instance: Instance, *, canary: bool) -> list[Statement]:
     statements: list[Statement] = []
     for number, (bucket, stores) in enumerate(sorted(_by_bucket(instance).items()), 1):
         arn = _bucket_arn(instance.kms_key_arn, bucket)
-        prefixes = sorted({each.prefix for each in stores} | ({"canary"} if canary else set()))
+        own = sorted({each.prefix for each in stores})
         owner = {"StringEquals": {"aws:ResourceAccount": stores[0].bucket_owner}}
-        objects = [f"{arn}/{prefix}/*" for prefix in prefixes]
-        probes = [f"{arn}/{each.prefix}/pipeline-probe-*" for each in sorted(stores, key=lambda each: each.prefix)]
+        objects = [f"{arn}/{prefix}/*" for prefix in own]
+        written = [f"{arn}/{prefix}/*" for prefix in _prefixes(instance, bucket, stores, canary=canary)]
+        probes = [f"{arn}/{prefix}/pipeline-probe-*" for prefix in own]
         statements += [
-            _allow(
-                f"Objects{number}", None, ("s3:AbortMultipartUpload", "s3:GetObject", "s3:PutObject"), objects, owner
-            ),
+            _allow(f"Objects{number}", None, _OBJECT_ACTIONS, written, owner),
+            _allow(f"Anew{number}", None, _ANEW_ACTIONS, objects, owner),
             # Without ListBucket S3 answers 403 instead of 404 for an object that is not there yet.
-            _allow(f"Bucket{number}", None, ("s3:ListBucket", "s3:ListBucketMultipartUploads"), [arn], owner),
-            _allow(f"Probes{number}", None, ("s3:DeleteObject",), sorted(set(probes)), owner),
+            _allow(f"Bucket{number}", None, _BUCKET_ACTIONS, [arn], owner),
+            _allow(f"Probes{number}", None, ("s3:DeleteObject",), probes, owner),
         ]
     return statements
+
+
+def _prefixes(instance: Instance, bucket: str, stores: Sequence[Storage], *, canary: bool) -> list[str]:
+    """List the prefixes that are written to in a bucket: of recordings, the canary, the audit log's proofs."""
+    found = {each.prefix for each in stores} | ({"canary"} if canary else set())
+    return sorted(found | ({f"audit/{instance.instance_id}"} if bucket == _audit_bucket(instance) else set()))
+
+
+def _audit_bucket(instance: Instance) -> str | None:
+    """Name the bucket that takes the audit log's checkpoints, digests and files: that of the first kind."""
+    return next((instance.storage[kind].bucket for kind in RECORDINGS if kind in instance.storage), None)
 
 
 def _event_statements(instance: Instance, beside: Beside) -> list[Statement]:
@@ -249,8 +316,18 @@ def _data_keys(instance: Instance) -> list[str]:
 
 
 def _record_keys(instance: Instance) -> list[str]:
-    arns = (arn for each in instance.records for arn in (each.kms_key_arn, each.previous_kms_key_arn))
-    return [arn for arn in arns if arn is not None]
+    arns = {arn for each in instance.records for arn in (each.kms_key_arn, each.previous_kms_key_arn)}
+    return sorted(arn for arn in arns if arn is not None)
+
+
+def _places_under(instance: Instance, key_arn: str) -> list[Placed]:
+    """List the scopes of records that are sealed under a customer's key."""
+    places = (place for _, place in sorted(instance.places.items()))
+    return [
+        place
+        for place in places
+        if key_arn in {place.kms_key_arn, place.previous_kms_key_arn} and place.scope.policy.grant_operations
+    ]
 
 
 def _delivery_keys(instance: Instance) -> list[str]:

@@ -22,6 +22,7 @@ from pipeline.ids import RECORDINGS_CLASS, InstanceId, Kind
 from pipeline.instances import Instance, KeyAccess, Storage
 from pipeline.policies import Beside, Document, documents, session_policy
 from pipeline.ports import KmsCall
+from pipeline.records.scopes import ScopeConfig
 from pipeline.settings import Credentials, Endpoint
 from tests.kms_server import ACCOUNT, IDENTITIES, REGION, RunningKeyServer, running_key_server
 
@@ -64,6 +65,13 @@ def instance(access: KeyAccess, data_key: str = DATA_KEY, bucket_key: str = BUCK
         **more,
     )
 
+
+RECORD_KEY = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/33333333-0000-4000-8000-00000000000d"
+DOMAIN = f"arn:aws:profile:{REGION}:{ACCOUNT}:domains/acme"
+RECORDS = (
+    ScopeConfig(data_class="campaigns", kms_key_arn=RECORD_KEY),
+    ScopeConfig(data_class="profiles_domain", name="acme", arn=DOMAIN, expiration_days=30, kms_key_arn=RECORD_KEY),
+)
 
 # --- the linter
 
@@ -109,7 +117,8 @@ def _condition_problems(statement: dict[str, Any]) -> Iterator[str]:
         if context != {"kms:EncryptionContext:aws:s3:arn"}:
             yield "the use of a bucket's key is not bound to the bucket"
         return
-    if len(context) != 3 or "kms:EncryptionContextKeys" not in conditions.get("ForAllValues:StringEquals", {}):
+    no_more = conditions.get("ForAllValues:StringEquals", {}).get("kms:EncryptionContextKeys", [])
+    if not context or context != {f"kms:EncryptionContext:{name}" for name in no_more}:
         yield "the use of a key is not bound to the encryption context"
 
 
@@ -119,6 +128,8 @@ SHAPES = [
     pytest.param(
         instance(KeyAccess.GRANT, previous_kms_key_arn=BUCKET_KEY[:-1] + "c"), Beside(), id="a key that changes"
     ),
+    pytest.param(instance(KeyAccess.GRANT, records=RECORDS), BESIDE, id="records by grant"),
+    pytest.param(instance(KeyAccess.POLICY, records=RECORDS), BESIDE, id="records by policy"),
 ]
 
 
@@ -128,6 +139,7 @@ def test_no_policy_of_ours_says_more_than_it_must(subject: Instance, beside: Bes
     assert [(each.name, problem) for each in made for problem in problems(each)] == []
     assert {each.kind for each in made} == {"key-policy-statements", "iam-policy"}
     keys = {subject.kms_key_arn, BUCKET_KEY} | {subject.previous_kms_key_arn} - {None}
+    keys |= {each.kms_key_arn for each in subject.records}
     assert {each.belongs_to for each in made} == keys | {ROLE}
 
 
@@ -149,13 +161,27 @@ def test_with_a_role_of_its_own_keys_and_buckets_are_that_ones_and_the_service_m
         assert {each["Principal"]["AWS"] for each in by_name[name].statements} == {theirs}
 
 
+def test_a_key_of_records_is_permitted_for_each_scope_with_its_own_context_and_operations() -> None:
+    subject = instance(KeyAccess.GRANT, records=RECORDS)
+    (document,) = [each for each in documents(subject, ROLE, BESIDE) if each.name == "record-key"]
+    _, *granting = document.statements
+    places = [place for _, place in sorted(subject.places.items()) if place.kms_key_arn]
+    for place, statement in zip(places, granting, strict=True):
+        equal = statement["Condition"]["StringEquals"]
+        bound = {name.removeprefix("kms:EncryptionContext:"): value for name, value in equal.items()}
+        assert {name: bound[name] for name in place.scope.context} == place.scope.context
+        operations = statement["Condition"]["ForAllValues:StringEquals"]["kms:GrantOperations"]
+        assert set(operations) == place.scope.policy.grant_operations
+    assert len(granting) == len(RECORDS)
+
+
 def test_a_session_of_a_role_may_use_the_instances_things_and_is_as_short_as_sts_asks() -> None:
     subject = instance(KeyAccess.GRANT, role_arn=ROLE)
     policy = json.loads(session_policy(subject, canary=True))
     resources = [each["Resource"] for each in policy["Statement"]]
     assert resources[0] == sorted([DATA_KEY, BUCKET_KEY])
     assert all(f"arn:aws:s3:::{BUCKET}" in str(each) for each in resources[1:])
-    longest = {kind: replace(each, prefix="p" * 128) for kind, each in subject.storage.items()}
+    longest = {kind: replace(each, prefix=f"{kind}/{'p' * 100}") for kind, each in subject.storage.items()}
     session_policy(replace(subject, storage=longest), canary=True)
     spread = {kind: replace(each, prefix="p" * 128, bucket=kind * 12) for kind, each in subject.storage.items()}
     with pytest.raises(RefuseError, match="2048"):
@@ -253,6 +279,15 @@ async def delivery_journey(at: Bench) -> None:
     await at.us.describe(key)
     new = await at.through_s3.generate_data_key(KeyId=key, KeySpec="AES_256", EncryptionContext=context)
     await at.through_s3.decrypt(KeyId=key, CiphertextBlob=new["CiphertextBlob"], EncryptionContext=context)
+    # As UpdateObjectEncryption does: the object's data key is wrapped again.
+    await at.through_s3.encrypt(KeyId=key, Plaintext=b"x", EncryptionContext=context)
+    await at.through_s3.re_encrypt(
+        CiphertextBlob=new["CiphertextBlob"],
+        SourceKeyId=key,
+        SourceEncryptionContext=context,
+        DestinationKeyId=key,
+        DestinationEncryptionContext=context,
+    )
 
 
 def statements_of(at: Bench, name: str) -> tuple[str, list[dict[str, Any]]]:
