@@ -13,6 +13,7 @@ from pipeline.commands import (
     backup,
     classes,
     doctor,
+    erase,
     feed,
     get,
     grants,
@@ -107,6 +108,11 @@ backups = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
+erasures = typer.Typer(
+    help="Erase an instance by destroying its data keys, or one recording; with a signed receipt.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
 legal_holds = typer.Typer(
     help="What must not be removed, whoever asks: place, lift and list legal holds.",
     no_args_is_help=True,
@@ -166,6 +172,9 @@ backups.command("verify", epilog=backup.EXAMPLES["verify"])(backup.verify)
 backups.command("list", epilog=backup.EXAMPLES["list"])(backup.list_made)
 backups.command("forget", epilog=backup.EXAMPLES["forget"])(backup.forget)
 app.command(epilog=restore.EXAMPLE)(restore.restore)
+app.add_typer(erasures, name="erase")
+erasures.command("instance", epilog=erase.EXAMPLES["instance"])(erase.instance)
+erasures.command("recording", epilog=erase.EXAMPLES["recording"])(erase.recording)
 app.add_typer(legal_holds, name="legal-hold")
 legal_holds.command("add", epilog=legal_hold.EXAMPLES["add"])(legal_hold.add)
 legal_holds.command("release", epilog=legal_hold.EXAMPLES["release"])(legal_hold.release)

@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import structlog
 
-from pipeline import config, keychange, listening, rekey
+from pipeline import config, listening
 from pipeline.adapters.disk import locked
 from pipeline.adapters.eventbridge import EventBridgeSink
 from pipeline.adapters.sqlite import SqliteEngine
@@ -29,6 +30,8 @@ from pipeline.delivery.holds import Holds
 from pipeline.delivery.keywatch import KeyWatch
 from pipeline.delivery.lanes import Backoff
 from pipeline.delivery.publisher import Publisher
+from pipeline.duties import handlers
+from pipeline.erasure.letgo import Hands
 from pipeline.health import Health, Watched
 from pipeline.intake.access import RateLimit
 from pipeline.intake.chats import Chats
@@ -45,19 +48,16 @@ from pipeline.intake.replay import RecordingNames, Replay
 from pipeline.intake.sweep import Sweep
 from pipeline.intake.unrepeated import Unrepeated
 from pipeline.interim.store import InterimStore
-from pipeline.jobs import Ask, Handler, Jobs, Report
+from pipeline.jobs import Ask, Jobs, Report
 from pipeline.legalholds import keeps_all
 from pipeline.node import Clients, Node
+from pipeline.permissions import open_to_others_in
 from pipeline.ports import EventQueue, EventSink
 from pipeline.process import harden, settle
 from pipeline.receipts import ReceiptFolder
 from pipeline.recordparts import record_parts
-from pipeline.records import sweepjob
-from pipeline.records.keychange import VERB as RECORD_KEYS
-from pipeline.records.keychange import RecordKeyChangeJob
 from pipeline.records.rows import RecordEngine
 from pipeline.records.store import RecordStore
-from pipeline.records.sweeping import Sweeper
 from pipeline.retiredkeys import RetiredKeys
 from pipeline.service import Listen, Parts, Service
 from pipeline.settings import QueueSource, Settings
@@ -95,6 +95,16 @@ def connect(
     taking = _taking(node, store, dispatcher, kept.store)
     recorder = taking.recorder
     missing = _missing(node, store, taking)
+    hands = Hands(
+        store=store,
+        recorder=recorder,
+        journal=taking.journal,
+        contacts=taking.contacts,
+        replay=taking.replay,
+        missing=missing,
+        holds=holds,
+        dispatcher=dispatcher,
+    )
     publishers = _publishers(node, sinks)
     canary = _canary(node, store, recorder)
     audit = kept_audit(node)
@@ -174,36 +184,12 @@ def connect(
             commits=commits,
             trail=node.trail,
             clock=clock,
-            handlers=_handlers(node, engine, kept.sweeper, _rekey(node, store, taking, dispatcher)),
+            handlers=handlers(node, hands, engine, kept.sweeper),
         ),
         listen=listen,
     )
     service = Service(parts, drain=settings.drain)
     return service
-
-
-def _handlers(node: Node, engine: RecordEngine, sweeper: Sweeper, rekeying: rekey.Rekey) -> dict[str, Handler]:
-    """Give what each verb of a job does."""
-    return {
-        keychange.VERB: keychange.KeyChangeJob(node.tenants, node.configure, node.clock),
-        RECORD_KEYS: RecordKeyChangeJob(node.shelves, engine, node.configure),
-        rekey.VERB: rekeying.job,
-        sweepjob.VERB: sweepjob.SweepJob(sweeper),
-    }
-
-
-def _rekey(node: Node, store: InterimStore, taking: Taking, dispatcher: Dispatcher) -> rekey.Rekey:
-    return rekey.Rekey(
-        store=store,
-        recorder=taking.recorder,
-        journal=taking.journal,
-        replay=taking.replay,
-        tenants=node.tenants,
-        files=node.files,
-        commits=node.commits,
-        trail=node.trail,
-        wait_again=dispatcher.add_all,
-    )
 
 
 def _taking(node: Node, store: InterimStore, dispatcher: Dispatcher, records: RecordStore) -> Taking:
@@ -401,8 +387,17 @@ async def _serve(given: Surroundings, stop: anyio.Event, started: Callable[[str]
             await node.configure()
 
         group.start_soon(_reload_on_hangup, service, node, name="reload")
+        group.start_soon(_look_at_permissions, Path(given.settings.state_dir), name="permissions")
         await service.run(stop, prepared, lambda: started(url))
         group.cancel_scope.cancel()
+
+
+async def _look_at_permissions(state: Path) -> None:
+    """Say once which of what is held others of this machine may read: what is made here never is."""
+    found = await anyio.to_thread.run_sync(lambda: list(open_to_others_in(state)), abandon_on_cancel=True)
+    if found:
+        some = ", ".join(str(path) for path in found[:3])
+        log.error("permissions.open", paths=len(found), some=some, detail="chmod -R go= on the state directory")
 
 
 async def _reload_on_hangup(service: Service, node: Node) -> None:

@@ -233,6 +233,11 @@ class Node:
         whose = None if key_arn in self._service_keys else instance.instance_id
         return AwsKeyService(self._key_clients[whose, _region_of(key_arn)], partial(self._tell, instance))
 
+    async def reached_keys(self, instance: Instance, key_arn: str) -> AwsKeyService:
+        """Give the same for an instance that is not configured any more."""
+        client = await self.clients.get("kms", _region_of(key_arn), role_of(instance, self.settings))
+        return AwsKeyService(client, partial(self._tell, instance))
+
     def quota_of(self, instance: InstanceId) -> int | None:
         """Tell how many undelivered bytes an instance may hold."""
         tenant = self.tenants.get(instance)

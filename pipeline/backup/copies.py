@@ -59,22 +59,23 @@ class Copies:
         return True
 
     def folder(self, source: str, path: str, without: Collection[str] = ()) -> None:
-        """Copy a folder and all in it, but for some names at its top. Logs that go on in new files meanwhile count."""
-        seen: set[str] = set()
-        while True:
-            plain, others = self.files.sorted_out(source)
-            new = {name for name in plain if not name.endswith(_UNFINISHED)} - seen - set(without)
-            again = {written(match[1]) for name in new if (match := _EARLIER.fullmatch(name))} & set(plain)
-            for name in sorted(new | again, key=_order):
-                self.file(f"{source}/{name}", f"{path}/{name}")
-            if not new:
-                break
-            seen |= new
-        for name in sorted(set(others) - set(without)):
+        """Copy a folder and all in it, but for some names at its top.
+
+        Folders in it come first: what lies there (checkpoints) speaks of the logs beside them, which only grow. Files
+        that are made meanwhile don't count, but those that a log was moved to.
+        """
+        for name in sorted(set(self.files.sorted_out(source)[1]) - set(without)):
             try:
                 self.folder(f"{source}/{name}", f"{path}/{name}")
             except StoreIoError:  # a link, or a pipe
                 self.unread.append(f"{path}/{name}")
+        seen = {name for name in self.files.sorted_out(source)[0] if not name.endswith(_UNFINISHED)} - set(without)
+        for name in sorted(seen, key=_order):
+            self.file(f"{source}/{name}", f"{path}/{name}")
+        while moved := {name for name in self.files.sorted_out(source)[0] if _EARLIER.fullmatch(name)} - seen:
+            for name in sorted(moved | {written(match[1]) for each in moved if (match := _EARLIER.fullmatch(each))}):
+                self.file(f"{source}/{name}", f"{path}/{name}")
+            seen |= moved
 
     def drop(self, path: str) -> None:
         """Take back what was copied."""

@@ -16,7 +16,9 @@ from pipeline.interim.states import SHARDS, ArtifactName, State, parse_name
 PREFIX = "store"
 KEYS, ARTIFACTS, RECORDS = "keys", "artifacts", "records"
 RECORDS_FILE = "records.db"
-LEFT_OUT = frozenset({BALLAST, "lock", "backup.lock", "embedded"})
+LOCK = "backup.lock"
+"""Held by whoever makes a backup, or destroys what it would keep."""
+LEFT_OUT = frozenset({BALLAST, "lock", LOCK, "embedded"})
 """Of the state directory: what is no data, and the servers that only run beside the store."""
 _UNFINISHED = ".tmp"
 _ENOUGH_PASSES = 5

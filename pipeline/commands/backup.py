@@ -177,9 +177,10 @@ def _check_target(site: Site, target: Path) -> None:
 def _alone(site: Site) -> Iterator[None]:
     """Keep other backups, and whatever destroys keys, away meanwhile."""
     from pipeline.adapters.disk import locked
+    from pipeline.backup.store import LOCK
 
     try:
-        with locked(f"{site.root}/backup.lock"):
+        with locked(f"{site.root}/{LOCK}"):
             yield
     except HaltError as error:
         raise RefuseError("another backup, or an erasure, is under way; wait for its end") from error

@@ -1,8 +1,6 @@
 """What `pipeline doctor` looks at on this machine: programs, folders, room, memory, clock. Changes nothing."""
 
-import os
 import resource
-import stat
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,13 +12,12 @@ from pathlib import Path
 from pipeline.commands.options import Site
 from pipeline.interim.ballast import NAME as BALLAST
 from pipeline.interim.room import needed_bytes
+from pipeline.permissions import open_to_others_in
 from pipeline.ports import FileSystem
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_PACKAGES = {"aiobotocore": (3, 10), "aiohttp": (3, 14, 4), "awscrt": (0, 38), "cryptography": (50,)}
 """Below these something fails quietly: a body sent in part, a cipher that is not there."""
-MOST_ENTRIES = 200_000
-"""Files whose permissions are looked at: enough to find a habit, few enough to wait for."""
 CLOCK_SLACK = timedelta(minutes=5)
 _BUILT = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -85,7 +82,7 @@ def folders(site: Site) -> Iterator[Check]:
     if not state.is_dir():
         yield Check(Level.WARN, "state directory", f"{state} is not there", "it is made when the service starts")
         return
-    open_to_others = list(_readable_by_others(state))
+    open_to_others = list(open_to_others_in(state))
     if open_to_others:
         some = ", ".join(str(path) for path in open_to_others[:3])
         action = "chmod -R go= on the state directory, and find out what loosened it"
@@ -97,27 +94,6 @@ def folders(site: Site) -> Iterator[Check]:
         yield Check(Level.WARN, "configuration", detail, "move it elsewhere and give --config")
     else:
         yield Check(Level.OK, "configuration", str(config))
-
-
-def _readable_by_others(state: Path) -> Iterator[Path]:
-    """Give paths that group or others may enter or read. Below a closed bucket folder nobody gets in."""
-    if state.stat().st_mode & 0o077:
-        yield state
-    seen = 0
-    for folder, names, files in os.walk(state):
-        if Path(folder).name == "bucket":
-            names[:] = [name for name in names if name != "data"]  # written by another program, in a closed folder
-        for name in (*names, *files):
-            seen += 1
-            if seen > MOST_ENTRIES:
-                return
-            path = Path(folder, name)
-            try:
-                mode = path.lstat().st_mode
-            except FileNotFoundError:
-                continue
-            if not stat.S_ISLNK(mode) and mode & 0o077:
-                yield path
 
 
 def room(site: Site, files: FileSystem, undelivered: int) -> Check:

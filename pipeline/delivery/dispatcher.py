@@ -109,6 +109,10 @@ class Dispatcher:
             self._lanes.look(lane, now)
         self._wake.set()
 
+    def is_delivering(self, instance: InstanceId, artifact: ArtifactId | None = None) -> bool:
+        """Tell whether anything of an instance, or one artifact of it, is on its way now."""
+        return any(lane.in_hand if artifact is None else artifact in lane.in_hand for lane in self._lanes.of(instance))
+
     async def run(self) -> None:
         """Deliver until cancelled; what is in hand then is given up and stays sealed."""
         async with anyio.create_task_group() as group:

@@ -108,6 +108,12 @@ class Holds:
             del self._holds[instance, scope]
             return True
 
+    async def forget(self, instance: InstanceId) -> None:
+        """Hold nothing of an instance any more; its files are removed by whoever asks for this."""
+        async with self._lock:
+            for key in [key for key in self._holds if key[0] == instance]:
+                del self._holds[key]
+
     def _path(self, hold: Hold) -> str:
         return f"{self._root}/{hold.instance_id}.{hold.scope}.json"
 

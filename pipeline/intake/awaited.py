@@ -105,6 +105,14 @@ class Awaited:
             if not siblings:
                 del self._by_contact[key]
 
+    def forget_all(self, instance_id: InstanceId) -> None:
+        """Await nothing of an instance any more, and forget what was given up."""
+        of_instance = [key for key in self._by_contact if key[0] == instance_id]
+        for key in of_instance:
+            self._count -= len(self._by_contact.pop(key))
+        for given_up in [key for key in self._given_up if key[0] == instance_id]:
+            del self._given_up[given_up]
+
     def awaits(self, outstanding: Outstanding) -> bool:
         """Tell whether it is awaited still."""
         return outstanding in self._by_contact.get((outstanding.instance_id, outstanding.contact), ())

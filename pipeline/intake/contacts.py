@@ -182,6 +182,14 @@ class ContactTable:
             case ChatMessage():
                 return ContactChange(contact=entry.contact)
 
+    def forget(self, instance_id: InstanceId) -> None:
+        """Forget all that is known of an instance's contacts, and what they have to bring."""
+        for key in [key for key in self._entries if key[0] == instance_id]:
+            del self._entries[key]
+        for recording in self.untold(instance_id):
+            del self._untold[recording]
+        self.awaited.forget_all(instance_id)
+
     def _entry(self, instance_id: InstanceId, contact: str) -> _Entry:
         key = (instance_id, contact)
         entry = self._entries.get(key)

@@ -191,6 +191,12 @@ class Journal:
                 await self._commits.commit(Commit(lines=(line,), renames=((aside, place),)))
             await anyio.to_thread.run_sync(remove, self._files, path)
 
+    def end_file(self, instance_id: InstanceId) -> bool:
+        """Write no more to an instance's file: its next event begins a new one. False while it is being written to."""
+        file = self._open.get(instance_id)
+        self._forget(instance_id)
+        return file is None or file.users == 0
+
     def close(self) -> None:
         """Let all files go."""
         for instance_id in list(self._open):

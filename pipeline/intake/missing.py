@@ -95,6 +95,12 @@ class MissingWatch:
         for missing in read_missing(self._root, self._files):
             self._keep(missing)
 
+    def forget(self, instance_id: InstanceId) -> None:
+        """Show and watch nothing of an instance any more; its files are removed by whoever asks for this."""
+        for missing in [each for each in self._missing.values() if each.instance_id == instance_id]:
+            self._drop(missing)
+        self._unreplayed.pop(instance_id, None)
+
     def __len__(self) -> int:
         """How many recordings are missing now."""
         return len(self._missing)

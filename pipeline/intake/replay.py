@@ -48,6 +48,10 @@ class Replay:
         """Tell whether this instance's contacts are known."""
         return tenant.instance.instance_id in self._done
 
+    def forget(self, instance_id: InstanceId) -> None:
+        """Know no more of an instance's contacts."""
+        self._done.discard(instance_id)
+
     async def done(self, tenant: Tenant) -> None:
         """Wait until this instance's contacts are known.
 

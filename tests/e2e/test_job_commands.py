@@ -44,7 +44,7 @@ class Handlers:
 @pytest.fixture
 def handlers(monkeypatch: pytest.MonkeyPatch) -> Handlers:
     made = Handlers()
-    monkeypatch.setattr(compose, "_handlers", made)
+    monkeypatch.setattr(compose, "handlers", made)
     monkeypatch.setattr("pipeline.process.harden", lambda: None)  # of the test's own process
     monkeypatch.setattr("pipeline.logs.configure", lambda *_: None)
     monkeypatch.setattr("pipeline.commands.jobs.PATIENCE_S", 0.0)

@@ -90,6 +90,8 @@ def made() -> Store:
     store.write(f"events/{INSTANCE}.jsonl", b'{"event":1}\n')
     store.write(f"events/{INSTANCE}.sqs.cursor", b'{"offset":12,"file":1}')
     store.write(f"receipts/{INSTANCE}/2026-11-23.jsonl", b'{"receipt":0}\n')
+    store.write("audit/node/000000000000.h0.jsonl", b"0\n1\n")
+    store.write("audit/node/checkpoints/00000001.txt", b"2")
     store.write("store.json", b"{}")
     store.write("ballast", bytes(1000))
     store.write("lock", b"1\n")
@@ -135,7 +137,14 @@ def destroy(store: Store) -> None:
     store.unlink(f"keys/{INSTANCE}/{KEY.key_id.hex}.json")
 
 
-CHANGES: list[Change] = [seal, settle, fold, absorb, rotate, rewrap, destroy]
+def chain(store: Store) -> None:
+    """Let an audit log grow over the end of an hour, and be signed."""
+    store.add("audit/node/000000000000.h0.jsonl", b"2\n")
+    store.write("audit/node/000000000003.h1.jsonl", b"3\n")
+    store.write("audit/node/checkpoints/00000002.txt", b"4")
+
+
+CHANGES: list[Change] = [seal, settle, fold, absorb, rotate, rewrap, destroy, chain]
 
 
 class Meddler:
@@ -198,6 +207,9 @@ def check(found: dict[str, bytes], *, ring: bool = True) -> None:
     if held(SEALED) == b'{"receipt":2}':
         assert b'{"event":"published"}\n' in events  # lines come with the move that they tell of
     assert found[f"events/{INSTANCE}.sqs.cursor"] == b'{"offset":12,"file":1}'
+    chained = b"".join(raw for path, raw in sorted(found.items()) if path.startswith("audit/node/0")).split(b"\n")[:-1]
+    assert chained == [b"%d" % number for number in range(len(chained))]  # no gap
+    assert all(int(raw) <= len(chained) for path, raw in found.items() if path.startswith("audit/node/checkpoints"))
     assert not {"lock", "ballast"} & set(found)
     assert "store.json" in found
     assert any(path.endswith(".journal") for path in found)

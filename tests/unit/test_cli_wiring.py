@@ -33,6 +33,7 @@ ALL = [
     ["policy", "show"],
     *(["subject", each] for each in ("export", "erase", "opt-out")),
     *(["records", each] for each in ("put", "get", "ls", "search", "delete", "import", "change-key", "sweep")),
+    *(["erase", each] for each in ("instance", "recording")),
     *(["legal-hold", each] for each in ("add", "release", "list")),
 ]
 HEAVY = (

@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.commands.options import Site
-from pipeline.commands.removal import refuse_for_receipt
 from pipeline.config import load_instances
 from pipeline.delivery.proof import read_receipt
+from pipeline.erasure.forbidden import refuse_for_receipt
 from pipeline.errors import RefuseError
 from pipeline.intake.contacts import object_contact
 from pipeline.legalholds import LegalHold, LegalHolds, keeps_all, load_legal_holds
@@ -162,17 +161,11 @@ def test_a_hold_that_can_not_be_recorded_is_not_placed(world: World) -> None:
 
 def test_a_delivered_recording_is_told_by_its_receipt(world: World) -> None:
     receipt = read_receipt(world.file(world.delivered).read_bytes())
-    site = Site(settings_of(world), load_instances(config(world)))
-    refuse_for_receipt(site, receipt)
+    placed(world, "acme", "--contact", "c-9")
+    refuse_for_receipt(load_legal_holds(config(world)), receipt)
     placed(world, "acme", "--recording", str(receipt.recording_id))
     with pytest.raises(RefuseError, match="legal hold"):
-        refuse_for_receipt(site, receipt)
-
-
-def settings_of(world: World) -> Any:
-    from pipeline.commands.options import load_settings
-
-    return load_settings(config(world) / "pipeline.toml", world.state)
+        refuse_for_receipt(load_legal_holds(config(world)), receipt)
 
 
 @given(st.sampled_from(["c-1", "c-2", None]), st.integers(0, 2), st.sampled_from(["c-1", "c-2"]), st.integers(1, 2))
