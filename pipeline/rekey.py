@@ -39,6 +39,8 @@ log = structlog.get_logger()
 
 VERB = "keys-rekey"
 _TAIL = ".tail"
+_MOST_TOLD = 100
+"""Files that don't open, of those that are named."""
 
 Told = Callable[[int, int], Awaitable[None]]
 """Told how many files are done, of how many."""
@@ -98,13 +100,28 @@ class Rekey:
         if tenant is None:
             raise JobFailedError("the instance is not configured, or its file can't be used; mend it, then ask again")
         destroyed: list[str] = []
+        damaged: list[str] = []
+        failures: list[JobFailedError] = []
+        waiting: list[StillInUseError] = []
         drop_lost = ask.details.get("dropLost") is True
         keys = [KeyId(UUID(text)) for text in ask.details["dataKeys"]]
         for key_id in keys:  # before the first is worked on: nothing shall go under one that is next
             tenant.ring.retire(key_id)
         for key_id in keys:
-            await self.one(tenant, key_id, progress, reason=ask.reason, drop_lost=drop_lost)
-            destroyed.append(str(key_id))
+            try:
+                await self.one(tenant, key_id, progress, reason=ask.reason, drop_lost=drop_lost)
+            except JobFailedError as error:
+                failures.append(error)
+                damaged += error.outcome.get("damaged", [])
+            except StillInUseError as error:
+                waiting.append(error)
+            else:
+                destroyed.append(str(key_id))
+        if waiting:
+            raise waiting[0]
+        if failures:
+            said = {"destroyed": destroyed, "damaged": damaged[:_MOST_TOLD]}
+            raise JobFailedError("; ".join(map(str, failures)), said)
         return {"destroyed": destroyed}
 
     async def one(self, tenant: Tenant, key_id: KeyId, told: Told, *, reason: str, drop_lost: bool = False) -> Rekeyed:

@@ -12,6 +12,9 @@ BEGUN = """            self._files.sync_directory(directory)
         except BaseException:
             self._files.close(handle)
 """
+REWRAP = "pipeline/crypt/rewrap.py"
+RESEAL = "pipeline/interim/reseal.py"
+STORE = "pipeline/interim/store.py"
 SERVICE_ENDS = "with anyio.CancelScope(shield=True):\n            await self.done.wait()"
 
 DISK_TESTS = ("tests/unit/test_commit.py", "tests/unit/test_writer.py", "tests/fault/test_f01_f06_crash_states.py")
@@ -115,6 +118,55 @@ MUTATIONS = (
         'return await self._complete(request, upload_id, parts, IfNoneMatch="*")',
         "return await self._complete(request, upload_id, parts)",
         WIRE_TESTS,
+    ),
+    Mutation(
+        "take a wrapped key for proven",
+        REWRAP,
+        "name_key = ringfile.open_name_key(key, file)",
+        'name_key = b""',
+        ("tests/unit/test_rewrap.py",),
+    ),
+    Mutation(
+        "let go of the old wrapped key without a new one",
+        REWRAP,
+        "if own is None or len(file.wrapped) == 1:",
+        "own = own or file.wrapped[0]\n        if len(file.wrapped) == 1:",
+        ("tests/unit/test_rewrap.py",),
+    ),
+    Mutation(
+        "take a copy under another data key for proven",
+        RESEAL,
+        "if after.digest() != wanted:",
+        "if False:",
+        ("tests/unit/test_reseal.py",),
+    ),
+    Mutation(
+        "let the old file go before the copy's name is durable",
+        STORE,
+        "await self._commits.commit(Commit(lines=tuple(tell(target)), renames=((aside, place),)))",
+        "self._files.rename(aside, place)",
+        ("tests/fault/test_rekey_crashes.py",),
+    ),
+    Mutation(
+        "destroy a data key that something needs",
+        "pipeline/rekey.py",
+        "if use is not None and use.is_needed:",
+        "if False:",
+        ("tests/unit/test_reseal.py",),
+    ),
+    Mutation(
+        "try how a bucket is encrypted anew on a recording",
+        "pipeline/delivery/reencrypt.py",
+        "if not same or not is_under(after, storage):",
+        "if False:",
+        ("tests/contract/test_rewritable.py",),
+    ),
+    Mutation(
+        "drop If-Match of what replaces an object",
+        S3,
+        "await self._put(request, body, IfMatch=over)",
+        "await self._put(request, body)",
+        ("tests/contract/test_rewritable.py",),
     ),
     Mutation(
         "trust a 412",

@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from tests.node import Caller, node, until
+from tests.node import Caller, node, process_node, until
 from tests.sites import Site, key_server_site
 
 BODY = b"RIFF\x00\x00\x00\x00WAVEfmt " + bytes(5000)
@@ -73,3 +74,34 @@ async def test_what_is_held_gets_another_data_key_and_is_delivered(quiet: None, 
 
 def _dashed(digits: str) -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_killed_at_any_time_the_service_goes_on_with_it_by_itself(quiet: None, tmp_path: Path) -> None:
+    """Whatever the moment: all is held, it ends without the old data key, and all is delivered once."""
+    async with key_server_site(tmp_path) as (site, _):
+        right = site.acme.instance
+        missing = {kind: replace(place, bucket="there-is-none") for kind, place in right.storage.items()}
+        site.reconfigure(replace(right, storage=missing))
+        async with process_node(site) as running:
+            await taken(site, running.caller, *(f"c-{number}" for number in range(30)))
+            for delay_s in (0.3, 1.0):
+                (key,) = ring(site)
+                async with anyio.create_task_group() as group:
+                    group.start_soon(rekey, site, "--data-key", key)
+                    await until(lambda: any((site.state / "jobs").glob("*.ask.json")))
+                    await anyio.sleep(delay_s)
+                    running.kill()
+                await running.start()
+                await until(lambda key=key: key not in ring(site), 60)  # type: ignore[misc]
+                assert held_under(site, key) == []
+                assert len(site.artifacts(".sealed")) == 30
+                for job in (site.state / "jobs").glob("*"):
+                    job.unlink()
+            site.reconfigure(right)
+            running.kill()
+            await running.start()
+            await until(lambda: len(site.artifacts(".done")) == 30, 60)
+        assert {each.body for each in (await site.objects(site.acme)).values()} == {BODY}
+        assert len(await site.versions(site.acme)) == 30
