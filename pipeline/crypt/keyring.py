@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import anyio
 import anyio.to_thread
@@ -28,6 +28,7 @@ from pipeline.crypt.blind import BlindKey
 from pipeline.crypt.duty import KEY_LIFE
 from pipeline.crypt.gate import Call, Gates, RingState, is_refusal
 from pipeline.crypt.keycopies import Copy, KeyCopies, Use
+from pipeline.crypt.namekeys import NameKeys
 from pipeline.crypt.ringfile import RingFile, Wrapped
 from pipeline.crypt.ringfiles import RingFiles
 from pipeline.crypt.segments import KEY_SIZE, DataKey
@@ -81,6 +82,7 @@ class KeyRing:
         self._random = random
         self._cache_s = cache.total_seconds()
         self._copies = KeyCopies(seal_grace.total_seconds())
+        self._names = NameKeys(self.files, self._copies, self._copy)
         self._active: KeyId | None = None
         self.changing = anyio.Lock()
         """Held while its files change, and while the active key is chosen."""
@@ -161,7 +163,7 @@ class KeyRing:
             KeyUnavailableError, KeyBusyError: as `active`.
 
         """
-        name_keys = await self._name_keys()
+        name_keys = await self._names.all(await self._naming_copy())
         return list(dict.fromkeys(ringfile.tag(name_key, kind, source_id) for name_key in name_keys))
 
     async def item_digest(self, item_id: str) -> str:
@@ -180,7 +182,7 @@ class KeyRing:
             KeyUnavailableError, KeyBusyError: as `active`.
 
         """
-        return [BlindKey(name_key) for name_key in await self._name_keys()]
+        return [BlindKey(name_key) for name_key in await self._names.all(await self._naming_copy())]
 
     def is_retired(self, key_id: KeyId) -> bool:
         """Tell whether a key is to be no more the active one, as it may have been a moment ago."""
@@ -286,7 +288,7 @@ class KeyRing:
 
     async def _generate(self) -> Copy:
         """Make a data key; it is in memory only once its ring file is durable."""
-        name_key_id, name_key = await self._carried_name_key() or (uuid4(), secrets.token_bytes(KEY_SIZE))
+        name_key_id, name_key = await self._names.carried() or (uuid4(), secrets.token_bytes(KEY_SIZE))
         asked_at = self._clock.monotonic()
         with self._asking(Call.GENERATE, self.files.current_arn):
             generated = await self.service.generate_data_key(self.files.current_arn, self.files.context)
@@ -386,8 +388,6 @@ class KeyRing:
                 self._copies.revoke_under(arn, self._clock.monotonic())
             raise
 
-    # --- name keys
-
     async def _naming_copy(self) -> Copy:
         """Give the copy whose name key is for writing; also while only what was begun may be sealed on."""
         self.expire()
@@ -395,44 +395,6 @@ class KeyRing:
         if copy is not None and self._copies.permits(copy, Use.SEAL, self._clock.monotonic()):
             return copy
         return await self._active_copy()
-
-    async def _name_keys(self) -> list[bytes]:
-        writing = await self._naming_copy()
-        known: dict[UUID, bytes] = {writing.name_key_id: writing.name_key}
-        for key_id in self.files.newest_first():
-            file = self.files.get(key_id)
-            if file is not None and file.name_key_id not in known:
-                copy = await self._naming_copy_of(key_id)
-                if copy is not None:
-                    known[copy.name_key_id] = copy.name_key
-        return list(known.values())
-
-    async def _carried_name_key(self) -> tuple[UUID, bytes] | None:
-        """Find the name key for a new data key: the ring's newest that can be had."""
-        for key_id in self.files.newest_first():
-            copy = await self._naming_copy_of(key_id)
-            if copy is not None:
-                return copy.name_key_id, copy.name_key
-        return None
-
-    async def _naming_copy_of(self, key_id: KeyId) -> Copy | None:
-        """Give a copy with the name key of a ring file; `None` if the file, or the KMS key before, is unusable.
-
-        While the *current* KMS key can't be used this raises: better no answer than one that leaves a name out.
-        """
-        file = self.files.get(key_id)
-        if file is None:
-            return None
-        for copy in self._copies:
-            if copy.name_key_id == file.name_key_id:
-                return copy
-        try:
-            return await self._copy(key_id, Use.OPEN)
-        except (KeyUnavailableError, KeyBusyError) as error:
-            mismatch = isinstance(error, KeyUnavailableError) and error.code is HoldCode.KEY_MISMATCH
-            if mismatch or file.wrapped_under(self.files.current_arn) is None:
-                return None
-            raise
 
 
 def data_key(key_id: KeyId, secret: bytes) -> DataKey:
