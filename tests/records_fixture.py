@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from pipeline.adapters.sqlite import SqliteEngine
@@ -74,6 +74,8 @@ class Records:
     held: set[InstanceId]
     """Under a legal hold."""
     process: Node
+    service: ServiceKey = field(default_factory=lambda: ServiceKey(SERVICE_ARN))
+    """The operator's KMS key."""
 
     def shelf(self, data_class: str, instance_id: InstanceId) -> Shelf:
         return self.shelves.get(instance_id, data_class)
@@ -93,7 +95,7 @@ class Records:
         """Serve with another configuration."""
         for instance in instances.values():
             self.process.world.instances[instance.instance_id] = instance
-        self.shelves.adopt(self.process.world.instances.values(), ServiceKey(SERVICE_ARN))
+        self.shelves.adopt(self.process.world.instances.values(), self.service)
 
 
 @asynccontextmanager
