@@ -30,6 +30,7 @@ from pipeline.configtrail import ConfigurationTrail
 from pipeline.crypt.duty import KEY_LIFE
 from pipeline.crypt.grants import GrantedKeys, GrantFolder, make_grant
 from pipeline.crypt.keyring import KeyRing
+from pipeline.crypt.pace import Pace, PacedKeys
 from pipeline.delivery.probe import ProbeAnswer
 from pipeline.errors import DeferError, PipelineError, RefuseError
 from pipeline.ids import InstanceId, Kind
@@ -169,6 +170,7 @@ class Node:
         self._key_clients: dict[tuple[InstanceId | None, str], Any] = {}
         """By whose keys they are, and Region; None: the service's own."""
         self._service_keys: set[str] = set()
+        self._paces: dict[tuple[str, str], Pace] = {}
         self._bucket_clients: dict[InstanceId, Any] = {}
         self._heads: dict[tuple[InstanceId, Kind], bool] = {}
 
@@ -307,9 +309,17 @@ class Node:
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 log.warning("config.probe_unreadable", instance=str(instance_id), kind=kind)
 
+    def _paced(self, instance: Instance) -> PacedKeys:
+        return PacedKeys(FollowingKeys(partial(self.keys, instance)), self._pace_of)
+
+    def _pace_of(self, key_arn: str) -> Pace:
+        """Give the pace of an account's calls in a Region: it has one quota for all of them."""
+        region, account = key_arn.split(":")[3:5]
+        return self._paces.setdefault((region, account), Pace(self.clock))
+
     def _ring(self, instance: Instance) -> KeyRing:
         directory = f"{self.root}/keys/{instance.instance_id}"
-        service = FollowingKeys(partial(self.keys, instance))
+        service = self._paced(instance)
         return KeyRing(
             instance_id=instance.instance_id,
             context=instance.recordings_context,
@@ -334,9 +344,7 @@ class Node:
             previous_arn=keys.previous,
             directory=f"{self.root}/{scope.directory}",
             files=self.files,
-            service=GrantedKeys(
-                FollowingKeys(partial(self.keys, instance)), folder_of(self.files, self.root, scope), self.clock
-            ),
+            service=GrantedKeys(self._paced(instance), folder_of(self.files, self.root, scope), self.clock),
             clock=self.clock,
             cache=self.settings.keys.cache,
             seal_grace=timedelta(0),

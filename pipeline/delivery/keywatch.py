@@ -16,7 +16,7 @@ from pipeline.crypt.gate import Call, is_refusal
 from pipeline.delivery.dispatcher import Dispatcher
 from pipeline.delivery.holds import KEYS, SEALING, Holds
 from pipeline.delivery.lanes import Backoff
-from pipeline.errors import DeferError, HoldCode, KeyUnavailableError
+from pipeline.errors import DeferError, HoldCode, KeyUnavailableError, PipelineError
 from pipeline.ids import InstanceId
 from pipeline.ports import Clock
 from pipeline.settings import DeliverySettings
@@ -34,6 +34,7 @@ class _Watched:
     """What is remembered of one instance."""
 
     silent_since: float | None = None
+    is_throttled: bool = False
     probes: int = 0
     probe_at: float = float("-inf")
 
@@ -49,20 +50,34 @@ class KeyWatch:
     random: Callable[[], float]
     settings: DeliverySettings
     _watched: dict[InstanceId, _Watched] = field(default_factory=dict)
+    _busy: set[InstanceId] = field(default_factory=set)
 
     async def run(self) -> None:
         """Look every few seconds, until cancelled. A slow key keeps nobody waiting but its own instance."""
-        while True:
-            async with anyio.create_task_group() as group:
+        async with anyio.create_task_group() as group:
+            while True:
                 for tenant in self.tenants:
-                    group.start_soon(self._watch, tenant, name=f"key of {tenant.instance.instance_id}")
-            await anyio.sleep(LOOK.total_seconds())
+                    instance = tenant.instance.instance_id
+                    if instance not in self._busy and not self._is_quiet(tenant):
+                        self._busy.add(instance)
+                        group.start_soon(self._watch, tenant, name=f"key of {instance}")
+                await anyio.sleep(LOOK.total_seconds())
 
     async def _watch(self, tenant: Tenant) -> None:
         try:
             await self.look(tenant)
-        except DeferError as error:  # the disk: a hold could not be kept or lifted; it is seen again
+        except PipelineError as error:  # the disk: a hold could not be kept or lifted; it is seen again
             log.warning("keys.watch_deferred", instance=str(tenant.instance.instance_id), reason=error.reason)
+        finally:
+            self._busy.discard(tenant.instance.instance_id)
+
+    def _is_quiet(self, tenant: Tenant) -> bool:
+        """Tell whether there is nothing to look at: no key of it failed, and nothing is held."""
+        instance = tenant.instance.instance_id
+        if tenant.ring.state.code is not None or any(self.holds.at(instance, scope) for scope in (KEYS, SEALING)):
+            return False
+        self._watched.pop(instance, None)
+        return True
 
     async def look(self, tenant: Tenant) -> None:
         """Look at one instance. Raises `StoreFullError`, `StoreIoError`."""
@@ -86,15 +101,15 @@ class KeyWatch:
                 if state.code is HoldCode.KEY_UNREACHABLE and not state.is_throttled:
                     message = f"KMS has not answered for {SILENCE.total_seconds() / 60:.0f} minutes"
                     await self._begin(tenant, KEYS, HoldCode.KEY_UNREACHABLE, message)
-        elif state.code is None:
-            if state.is_proven and self._is_of_current_key(tenant):
-                await self._end(tenant, KEYS)
-                watched.probes = 0
-                self.dispatcher.look_again(instance)
-        elif any(self._refuses(tenant, call) for call in Call):
+        elif state.code is not None and any(self._refuses(tenant, call) for call in Call):
             await self._begin(tenant, KEYS, state.code, state.message)
-        elif state.is_throttled:
-            log.warning("keys.throttled", instance=str(instance), detail=state.message)
+        elif self._opens(tenant) and self._is_of_current_key(tenant):
+            await self._end(tenant, KEYS)
+            watched.probes = 0
+            self.dispatcher.look_again(instance)
+        if state.is_throttled and not watched.is_throttled:
+            log.error("keys.throttled", instance=str(instance), key=tenant.instance.kms_key_arn, detail=state.message)
+        watched.is_throttled = state.is_throttled
 
     async def _look_at_sealing(self, tenant: Tenant) -> None:
         """Hold new recordings alone, where KMS makes no data keys and still opens those that there are."""
@@ -105,6 +120,12 @@ class KeyWatch:
             await self._begin(tenant, SEALING, answer.code, answer.message)
         elif answer.code is None and answer.is_proven:
             await self._end(tenant, SEALING)
+
+    @staticmethod
+    def _opens(tenant: Tenant) -> bool:
+        """Tell whether the current KMS key did what it was last asked, or opens at least what there is."""
+        answers = tenant.ring.state, tenant.ring.answer(Call.DECRYPT)
+        return any(answer.code is None and answer.is_proven for answer in answers)
 
     @staticmethod
     def _refuses(tenant: Tenant, call: Call) -> bool:
