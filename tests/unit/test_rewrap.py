@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
+from msgspec.structs import replace
 
 from pipeline.crypt import segments
 from pipeline.crypt.keyring import KeyRing
@@ -102,6 +103,23 @@ async def test_each_data_key_is_wrapped_again_by_two_calls_and_opens_without_the
     await all_open(later, sealed)
     assert all(len(file.wrapped) == 1 for file in later.files)
     assert later.unusable == {}
+
+
+async def test_a_ring_file_without_a_wrapped_key_under_the_new_kms_key_keeps_all_it_has() -> None:
+    world = new_world()
+    (key_id,) = sealed = await with_keys(world, 1)
+    ring = await loaded(world, arn=OLD_ARN)
+    (file,) = ring.files
+    foreign = replace(file.wrapped[0], kms_key_arn=f"{ARN}-of-long-ago")
+    ring.files.write(replace(file, wrapped=(foreign, *file.wrapped)))
+    before = world.files.contents[path(key_id)]
+    ring = await loaded(world, arn=ARN, previous=OLD_ARN)
+    assert await let_go_of_others(ring) == 0
+    assert world.files.contents[path(key_id)] == before
+    await all_open(ring, sealed)
+    await rewrap(ring, world.clock, quiet)
+    assert await let_go_of_others(ring) == 1
+    assert [wrapped.kms_key_arn for each in ring.files for wrapped in each.wrapped] == [ARN, ARN]
 
 
 async def test_tags_stay_what_they_are() -> None:
