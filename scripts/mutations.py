@@ -12,6 +12,7 @@ BEGUN = """            self._files.sync_directory(directory)
         except BaseException:
             self._files.close(handle)
 """
+GRANTS = "pipeline/crypt/grants.py"
 REWRAP = "pipeline/crypt/rewrap.py"
 RESEAL = "pipeline/interim/reseal.py"
 STORE = "pipeline/interim/store.py"
@@ -22,6 +23,7 @@ BUCKET_TESTS = ("tests/unit/test_proof.py", "tests/unit/test_upload.py", "tests/
 WIRE_TESTS = ("tests/fault/test_upload_wire.py",)
 AUDIT_TESTS = ("tests/unit/test_audit_appender.py",)
 VERIFY_TESTS = ("tests/unit/test_audit_verify.py", "tests/unit/test_audit_notes.py")
+GRANT_TESTS = ("tests/unit/test_grants.py",)
 CANCEL_TESTS = ("tests/fault/test_upload_cancelled.py",)
 
 
@@ -274,5 +276,47 @@ MUTATIONS = (
         "if verifier.is_signed(text.encode(), raw[4:]):",
         "if raw:",
         VERIFY_TESTS,
+    ),
+    Mutation(
+        "take a lasting refusal for a grant that is new",
+        GRANTS,
+        "left_s = min(PROPAGATION_S, PROPAGATION_S - (now - record.created_at).total_seconds())",
+        "left_s = PROPAGATION_S",
+        GRANT_TESTS,
+    ),
+    Mutation(
+        "go on giving a token that KMS does not know",
+        GRANTS,
+        "            self._refused.update(tokens)\n",
+        "",
+        GRANT_TESTS,
+    ),
+    Mutation(
+        "forget a grant that was not retired",
+        GRANTS,
+        "    await service.retire_grant(key_arn, record.grant_id)\n",
+        "",
+        GRANT_TESTS,
+    ),
+    Mutation(
+        "hold a key for one call without an answer",
+        "pipeline/delivery/keywatch.py",
+        "                await self._probe(tenant, watched)  # nobody may have asked since\n",
+        "",
+        ("tests/fault/test_kms_errors.py",),
+    ),
+    Mutation(
+        "destroy a retired data key that something needs",
+        "pipeline/retiredkeys.py",
+        "return use is not None and (use.is_needed or use.artifacts > 0)",
+        "return False",
+        ("tests/fault/test_retired_keys.py",),
+    ),
+    Mutation(
+        "let a policy bind to no encryption context",
+        "pipeline/policies.py",
+        'return {f"kms:EncryptionContext:{name}": value for name, value in context.items()}',
+        "return {}",
+        ("tests/contract/test_policies.py",),
     ),
 )
