@@ -4,6 +4,8 @@ import json
 import random
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -11,17 +13,19 @@ from uuid import UUID
 import pytest
 
 from pipeline.audit.records import Actor
-from pipeline.erasure.bench import LeftError, Workbench
+from pipeline.erasure.bench import BackupUnderWayError, LeftError, Workbench
 from pipeline.erasure.instance import InstanceErasure
 from pipeline.erasure.letgo import Hands
 from pipeline.erasure.receipt import receipt_path
 from pipeline.erasure.recording import RecordingErasure
 from pipeline.erasure.records import RecordsErasure
-from pipeline.errors import SegmentForgedError
+from pipeline.errors import HaltError, RefuseError, SegmentForgedError, StoreIoError
 from pipeline.ids import KeyId
+from pipeline.interim.reader import read_head
 from pipeline.interim.states import ArtifactName
 from pipeline.interim.survey import survey
 from pipeline.jobs import Ask, JobFailedError, Progress, new_ask
+from pipeline.legalholds import LegalHold, place, release
 from pipeline.records.rows import RecordEngine
 from pipeline.records.shelves import Shelves
 from pipeline.rekey import Rekey
@@ -329,3 +333,98 @@ def test_no_crash_at_any_step_of_a_recordings_erasure_leaves_half_of_it(
 ) -> None:
     with made_small():
         assert run(recording_crashes(tmp_path, random.Random(4), kind, 10 if shred else 2, shred=shred)) > 10
+
+
+# --- what stands against it
+
+
+@pytest.mark.parametrize("contact", [None, "c-9"])
+def test_no_instance_of_which_anything_is_under_a_legal_hold_is_erased(tmp_path: Path, contact: str | None) -> None:
+    async def story() -> None:
+        async with filled() as (process, _):
+            place(tmp_path, held(contact=contact))
+            before = dict(process.world.disk.tree())
+            with pytest.raises(RefuseError, match="legal hold"):
+                await erase_instance(process, tmp_path, ask(process.world, "erase-instance", force=True))
+            assert process.world.disk.tree() == before
+
+    with made_small():
+        run(story())
+
+
+def test_a_legal_hold_that_comes_before_the_keys_are_destroyed_still_counts(tmp_path: Path) -> None:
+    """It was begun, and a delivery kept it waiting."""
+
+    async def story() -> None:
+        async with filled() as (process, key_id):
+            asked = ask(process.world, "erase-instance", force=True)
+            process.world.disk.refuse("unlink", f"/keys/{A}", error=StoreIoError("not now"))
+            with pytest.raises(StoreIoError):
+                await erase_instance(process, tmp_path, asked)
+            hold = held()
+            place(tmp_path, hold)
+            with pytest.raises(RefuseError, match="legal hold"):
+                await erase_instance(process, tmp_path, asked)
+            assert [path for path in process.world.disk.tree() if key_id.hex in path and "/keys/" in path]
+            release(tmp_path, hold)
+            await erase_instance(process, tmp_path, asked)
+            assert left_of(process.world) == []
+
+    with made_small():
+        run(story())
+
+
+@pytest.mark.parametrize("of", ["contact", "recording", "instance", "another"])
+def test_a_recording_under_a_legal_hold_is_not_erased(tmp_path: Path, of: str) -> None:
+    async def story() -> None:
+        async with filled() as (process, _):
+            world, name = process.world, of_kind(process, "voice")
+            key = await process.tenant().ring.opening(name.key_id)
+            head = read_head(world.disk, process.store.path(name), name, key)
+            hold = {
+                "contact": held(contact=head.contact),
+                "recording": held(recording=head.recording_id),
+                "instance": held(),
+                "another": held(contact="c-other"),
+            }[of]
+            place(tmp_path, hold)
+            asked = ask(world, "erase-recording", id=str(name.artifact_id), generation=None, shred=False)
+            if of == "another":
+                await erase_recording(process, tmp_path, asked)
+                return
+            before = dict(world.disk.tree())
+            with pytest.raises(RefuseError, match="legal hold"):
+                await erase_recording(process, tmp_path, asked)
+            assert world.disk.tree() == before
+
+    with made_small():
+        run(story())
+
+
+def test_nothing_is_erased_while_a_backup_is_made(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with filled() as (process, _):
+            before = dict(process.world.disk.tree())
+
+            def busy() -> Any:
+                raise HaltError("another process has it")
+
+            at = replace(bench(process, tmp_path), alone=busy)
+            with pytest.raises(BackupUnderWayError):
+                await InstanceErasure(at)(ask(process.world, "erase-instance", force=True), progress(process.world))
+            assert process.world.disk.tree() == before
+
+    with made_small():
+        run(story())
+
+
+def held(*, contact: str | None = None, recording: UUID | None = None) -> LegalHold:
+    return LegalHold(
+        hold_id=UUID(int=1),
+        instance_id=A,
+        contact=contact,
+        recording_id=recording,
+        reason="case 7",
+        placed_by="ann",
+        placed_at=datetime(2026, 11, 23, tzinfo=UTC),
+    )
