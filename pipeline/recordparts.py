@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from pipeline.adapters.fulltext import FtsIndex
 from pipeline.backup.made import all_made
 from pipeline.delivery.lanes import Backoff
 from pipeline.intake.records import RecordRoutes
@@ -17,6 +18,7 @@ from pipeline.node import Node
 from pipeline.ports import EventSink
 from pipeline.records.publishing import RecordPublisher
 from pipeline.records.rows import RecordEngine
+from pipeline.records.search import SearchIndexes
 from pipeline.records.store import CheckRoom, RecordStore
 from pipeline.records.subjects import Subjects
 from pipeline.records.sweeping import Sweeper
@@ -51,6 +53,7 @@ def record_parts(node: Node, engine: RecordEngine, check_room: CheckRoom, sinks:
         root=f"{node.root}/records",
     )
 
+    search = SearchIndexes(node.shelves, store, engine, node.commits, node.trail, FtsIndex)
     backoff = Backoff(settings.delivery.retry_first, settings.delivery.retry_most, random.random)
 
     def backups() -> Sequence[str]:
@@ -58,9 +61,9 @@ def record_parts(node: Node, engine: RecordEngine, check_room: CheckRoom, sinks:
 
     return RecordParts(
         store=store,
-        routes=RecordRoutes(settings.http, node.shelves, store),
+        routes=RecordRoutes(settings.http, node.shelves, store, search),
         subjects=SubjectRoutes(settings.http, subjects, backups),
         sweeper=Sweeper(node.shelves, engine, node.commits, node.trail, node.clock, is_held),
-        upkeep=Upkeep(node.shelves),
+        upkeep=Upkeep(node.shelves, search),
         publisher=RecordPublisher(node.shelves, engine, sinks, node.commits, node.trail, node.clock, backoff),
     )

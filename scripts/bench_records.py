@@ -53,6 +53,10 @@ class Result:
     """What one sync of this disk takes, for comparison."""
     store_median_ms: float
     """Of the store alone: index, row, opening; without its audit record's sync."""
+    words_built_s: float
+    """An index of 10 MB of documents, opened and read in."""
+    words_found_ms: float
+    """A question to it, the median; without its audit record's sync."""
     change_s: float
     """All records under another KMS key, a kill and a restart in between included."""
     lost: int
@@ -106,7 +110,9 @@ async def _measured(profiles: int, folder: Path) -> Result:
         changed, lost = await _changed(records, running, party, profiles)
     say("the store alone")
     alone = await _alone(folder / "alone", profiles)
-    return Result(profiles, imported, found, many, _sync_ms(folder), alone, changed, lost)
+    say("words")
+    built, asked = await _words(folder / "words")
+    return Result(profiles, imported, found, many, _sync_ms(folder), alone, built, asked, changed, lost)
 
 
 @asynccontextmanager
@@ -208,6 +214,33 @@ async def _looked_up(records: Records, each: int) -> None:
     (row,) = await records.engine.found(shelf.scope.shelf, digests, 10)
     record = sealing.open_record(await shelf.opening(row.key_id), blind, shelf.scope, row)
     assert record.body == body(each)
+
+
+def _document(words: list[str], each: int) -> Draft:
+    text = " ".join(words[(each * 31 + at * 7) % len(words)] for at in range(500))
+    return Draft(id=f"k-{each}", body=json.dumps({"text": text}).encode())
+
+
+async def _words(folder: Path) -> tuple[float, float]:
+    """Index 2,000 documents of 5 KB, and ask for a word that a few of them have."""
+    folder.mkdir()
+    words = [f"word{each:05}" for each in range(20_000)]
+    async with node(World(root=folder)) as process, records_over(process) as records:
+        shelf = records.shelf("ai_content", A)
+        for first in range(0, 2000, 500):
+            drafts = [_document(words, each) for each in range(first, first + 500)]
+            await records.store.put_all(records.caller(A), shelf, drafts)
+        started = time.perf_counter()
+        await records.search.search(records.caller(A), shelf, words[0], 10)
+        built = time.perf_counter() - started
+        index = records.search._indexes[shelf.scope.shelf].index  # noqa: SLF001
+        assert index is not None
+        took = []
+        for each in range(200):
+            started = time.perf_counter()
+            index.found(words[each * 97], 10)
+            took.append(time.perf_counter() - started)
+        return built, statistics.median(took) * 1e3
 
 
 def _sync_ms(folder: Path) -> float:

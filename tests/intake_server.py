@@ -138,7 +138,7 @@ async def serving(world: World, **settings: Any) -> AsyncIterator[Server]:
             tenants=process.tenants,
             recorder=process.recorder,
             events=process.events,
-            records=RecordRoutes(HttpSettings(**settings), records.shelves, records.store),
+            records=RecordRoutes(HttpSettings(**settings), records.shelves, records.store, records.search),
             subjects=SubjectRoutes(HttpSettings(**settings), records.subjects, lambda: ["backup-1"]),
             limits=RateLimit(world.clock),
             clock=world.clock,

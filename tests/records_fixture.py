@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
+from pipeline.adapters.fulltext import FtsIndex
 from pipeline.adapters.sqlite import SqliteEngine
 from pipeline.crypt.duty import KEY_LIFE
 from pipeline.crypt.keyring import KeyRing
@@ -16,6 +17,7 @@ from pipeline.records.classes import POLICIES
 from pipeline.records.policy import FromConfig, KeyMode, ScopeKind
 from pipeline.records.publishing import RecordPublisher
 from pipeline.records.scopes import Placed, ScopeConfig
+from pipeline.records.search import SearchIndexes
 from pipeline.records.shelves import RingKeys, ServiceKey, Shelf, Shelves
 from pipeline.records.store import RecordStore
 from pipeline.records.subjects import Subjects
@@ -70,6 +72,7 @@ class Records:
     engine: SqliteEngine
     store: RecordStore
     subjects: Subjects
+    search: SearchIndexes
     sweeper: Sweeper
     held: set[InstanceId]
     """Under a legal hold."""
@@ -128,6 +131,7 @@ async def records_over(process: Node) -> AsyncIterator[Records]:
             engine=engine,
             store=store,
             subjects=subjects,
+            search=SearchIndexes(shelves, store, engine, process.commits, process.trail, FtsIndex),
             sweeper=sweeper,
             held=held,
             process=process,

@@ -8,6 +8,7 @@ connection of their own and wait for no writer.
 import contextlib
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,7 @@ class SqliteEngine:
     def __init__(self, path: str) -> None:
         self._path = path
         self._queue: list[_Pending] = []
+        self._changes: Counter[bytes] = Counter()
         self._turn = anyio.Lock()
         self._writes = anyio.CapacityLimiter(1)
         self._reads = anyio.CapacityLimiter(1)
@@ -153,6 +155,9 @@ class SqliteEngine:
     async def expired(self, before: int, after: int, limit: int) -> list[Row]:
         return await self._read(_EXPIRED, (before, after, limit))
 
+    def changes(self, shelf: bytes) -> int:
+        return self._changes[shelf]
+
     # --- inside
 
     async def _read(self, query: str, values: Sequence[object]) -> list[Row]:
@@ -184,6 +189,7 @@ class SqliteEngine:
         finally:
             for pending in group:
                 pending.done = True
+                self._changes.update({change.shelf for change in pending.changes})
 
 
 def snapshot(path: str, target: str) -> str | None:

@@ -25,6 +25,7 @@ from pipeline.records.classes import policy_of
 from pipeline.records.drafts import ALWAYS, Condition, Draft
 from pipeline.records.finding import is_json
 from pipeline.records.sealing import BODY_LIMIT, Record
+from pipeline.records.search import TEXT, SearchIndexes
 from pipeline.records.shelves import Shelf, Shelves
 from pipeline.records.store import PAGE, RecordStore
 from pipeline.settings import HttpSettings
@@ -55,6 +56,7 @@ class RecordRoutes:
     settings: HttpSettings
     shelves: Shelves
     store: RecordStore
+    search: SearchIndexes
 
     async def answer(
         self, tenant: Tenant, address: RecordAddress, scope: Scope, headers: Headers, receive: Receive
@@ -151,7 +153,11 @@ class RecordRoutes:
         if len(query.multi_items()) != len(query) or len(asked) > 1:
             raise RefuseError("one question at a time", field="query")
         if asked:
-            found = await self.store.find(tenant.instance, shelf, asked[0], query[asked[0]], limit)
+            name, value = asked[0], query[asked[0]]
+            if name == TEXT:
+                found = await self.search.search(tenant.instance, shelf, value, limit)
+            else:
+                found = await self.store.find(tenant.instance, shelf, name, value, limit)
             return _json({"records": [_document(each, with_data=True) for each in found]})
         after = _whole(query, "after", 0, 2**62)
         listed, goes_on = await self.store.page(tenant.instance, shelf, after, limit)

@@ -79,3 +79,7 @@ class RecordEngine(Protocol):
     async def expired(self, before: int, after: int, limit: int) -> list[Row]:
         """Give rows of all shelves whose time was over before `before` and whose number is above `after`, in order."""
         ...
+
+    def changes(self, shelf: bytes) -> int:
+        """Tell how many transactions have changed a shelf since this process began."""
+        ...

@@ -178,6 +178,16 @@ class RecordStore:
         # An index entry may be anybody's who can write to the file: what a record says itself decides.
         return [record for record in records if (field, wanted) in entries_of(shelf, record)]
 
+    async def of_tags(self, caller: Instance, shelf: Shelf, tags: Sequence[bytes]) -> list[Record]:
+        """Give the records of these tags, in their order. Raises as `get`."""
+        place = {tag: number for number, tag in enumerate(tags)}
+
+        async def rows(_blind: Sequence[BlindKey]) -> list[Row]:
+            found = await self._engine.rows(shelf.scope.shelf, tags)
+            return sorted(found, key=lambda row: place[row.tag])
+
+        return await self._read(caller, shelf, rows)
+
     async def check_removal(self, instance: InstanceId) -> None:
         """Refuse to remove what a legal hold keeps: anything of the instance, as long as any hold is on it.
 
