@@ -78,7 +78,7 @@ async def test_every_request_about_an_instance_is_signed_with_its_own_session(
             mine = taken[role_of(party)]
             others = [each for each in signed if each != mine.access_key_id]
             about_it = [each for each in signed[mine.access_key_id] if any(name in each for name in names_of(party))]
-            assert len(about_it) == len(signed[mine.access_key_id]) == 2  # GenerateDataKey, and one put
+            assert len(about_it) == len(signed[mine.access_key_id]) >= 2  # GenerateDataKey, and a put
             assert all(each.startswith("True ") for each in about_it)
             assert not [each for key in others for each in signed[key] if any(name in each for name in names_of(party))]
 
