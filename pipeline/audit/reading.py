@@ -1,5 +1,6 @@
 """Read an audit log as far as it was acknowledged, whoever writes to it meanwhile."""
 
+import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from pipeline.audit.appender import LOCK
 from pipeline.audit.chain import FileName, file_names
 from pipeline.audit.files import held, pieces
 from pipeline.ports import FileSystem
+
+_LOG = re.compile(r"node|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +36,8 @@ class Line:
 
 
 def logs_in(files: FileSystem, audit: str) -> list[str]:
-    """Name the logs that there are: instances' ids, and the node's."""
-    return sorted(files.sorted_out(audit)[1])
+    """Name the logs that there are: instances' ids, and the node's. Other folders are none."""
+    return sorted(name for name in files.sorted_out(audit)[1] if _LOG.fullmatch(name))
 
 
 def snapshot(files: FileSystem, directory: str, *, sync: bool = False) -> Snapshot:

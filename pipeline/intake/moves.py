@@ -38,7 +38,9 @@ class Moves:
                 self._trail.status(subject, Status.INITIATED, Facts(start=reception.head.started))
             )
             reception.told = True
-        reception.writer.lines.append(self._trail.moved(name, reception.recording_id, "ArtifactOpened"))
+        if not reception.recorded:
+            reception.writer.lines.append(self._trail.moved(name, reception.recording_id, "ArtifactOpened"))
+            reception.recorded = True
 
     async def seal(self, reception: Reception, manifest: Manifest) -> Answer:
         """Write the manifest and give the artifact its sealed name.
@@ -60,7 +62,7 @@ class Moves:
 
     async def finish_seal(self, reception: Reception, manifest: Manifest) -> Answer:
         """Carry out the last move of an artifact whose manifest is written."""
-        if not reception.told:
+        if not (reception.told and reception.recorded):
             self._tell_begun(reception, replace(reception.name, generation=manifest.generation))
         event = Event.FINISHED if manifest.ending == "complete" else Event.IDLE
         target = reception.name.sealed(event, generation=manifest.generation, size_bytes=manifest.object.size_bytes)

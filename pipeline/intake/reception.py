@@ -57,6 +57,8 @@ class Reception:
     """As the source stated it."""
     told: bool = False
     """INITIATED was told already, or will be with the next sync."""
+    recorded: bool = False
+    """The same of the audit record of this artifact's beginning. INITIATED may be told of it by another one's."""
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     """Around the wait for the body: cancelled to break it off."""
 

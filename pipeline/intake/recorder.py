@@ -197,6 +197,7 @@ class Recorder:
         reception.attached, reception.check = False, check
         # Log lines become durable after the bytes they go with: only a later sync proves that they were.
         reception.told = name.generation == 1 and recovered.vouched > 0
+        reception.recorded = recovered.vouched > 0
         if recovered.manifest is not None:
             self.forget(reception)
             await self._moves.finish_seal(reception, recovered.manifest)

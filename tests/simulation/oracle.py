@@ -34,6 +34,13 @@ from tests.simulation.promises import (
 )
 from tests.simulation.world import IDLE, ROOT, Node, World
 
+_MOVES = {
+    State.OPEN: set(),
+    State.SEALED: {"ArtifactOpened", "ArtifactSealed"},
+    State.DELIVERED: {"ArtifactOpened", "ArtifactSealed", "ArtifactDelivered"},
+    State.POISON: {"ArtifactRejected"},
+}
+"""What the audit log must have told of an artifact by where it stands."""
 PATIENCE_S = 4 * 3600.0
 """Virtual time in which everything has to be delivered once nothing is in the way."""
 
@@ -270,7 +277,7 @@ def check_tidy(world: World) -> None:
 
 
 def check_audited(world: World) -> None:
-    """See that each audit log goes on as one whole chain, and has a record of each delivery that has a receipt."""
+    """See that each audit log goes on as one whole chain, and has a record of every move of what is on the disk."""
     disk = world.disk.snapshot()
     disk.capacity_bytes = disk.inodes = None
     for instance_id in world.buckets:
@@ -278,14 +285,13 @@ def check_audited(world: World) -> None:
     tree = disk.tree()
     for instance_id in world.buckets:
         records = chained(files_of(tree, f"{ROOT}/audit/{instance_id}"))
-        recorded = {
-            each["requestParameters"]["artifactId"] for each in records if each["eventName"] == "ArtifactDelivered"
-        }
-        receipts = [path.rpartition("/")[2] for path in tree if path.endswith(".done")]
-        names = [parse_name(name) for name in receipts]
-        delivered = {str(name.artifact_id) for name in names if name.instance_id == instance_id}
-        if not delivered <= recorded:
-            raise LostError(f"no audit record of the delivery of {sorted(delivered - recorded)}")
+        recorded = {(each["eventName"], each["requestParameters"].get("artifactId")) for each in records}
+        paths = [path.rpartition("/")[2] for path in tree if path.startswith(f"{ROOT}/artifacts/")]
+        names = [parse_name(name) for name in paths if not name.endswith(".tmp")]
+        for name in names:
+            moves = {(move, str(name.artifact_id)) for move in _MOVES[name.standing]}
+            if name.instance_id == instance_id and not moves <= recorded:
+                raise LostError(f"no audit record of a move of {name}: {sorted(moves - recorded)}")
 
 
 def check_sealed(disk: ModelDisk) -> None:

@@ -296,6 +296,13 @@ async def test_one_broken_log_stops_no_other(world: World) -> None:
     assert checkpoint_of(note, world.keys.verifier(NODE)).size == 2
 
 
+async def test_a_folder_that_is_no_log_gets_no_key(world: World) -> None:
+    world.write(1)
+    (world.root / "audit" / "another").mkdir()
+    await world.keeper.sign(all_of_it=True)
+    assert [path.name for path in (world.root / "config" / "audit").glob("*.key")] == [f"{LOG}.key"]
+
+
 def test_two_processes_sign_one_series(world: World) -> None:
     one, other = (SignedLog(str(world.folder), world.files, world.keys) for _ in range(2))
     numbers = []

@@ -174,7 +174,13 @@ async def test_other_troubles_are_said_and_leave_the_node_ready(tmp_path: Path) 
         await tell(process, "1")
         sender = publisher(process, Sink(refuses=b"1"))
         sender.failures = 3
-        made = await asked(process, publishers=(("sqs", sender),), refused_files=lambda: 2, servers_up=lambda: False)
+        made = await asked(
+            process,
+            publishers=(("sqs", sender),),
+            refused_files=lambda: 2,
+            servers_up=lambda: False,
+            audit=lambda: {"acme": "it is gone"},
+        )
         clock.jump(timedelta(minutes=2))
         await process.upload(source(), b"bytes")
         await process.store.reject(process.sealed[0], "integrity", ())
@@ -184,6 +190,7 @@ async def test_other_troubles_are_said_and_leave_the_node_ready(tmp_path: Path) 
             "[!]events out to sqs: 3 refusals in a row",
             "[!]children: being started again",
             "[!]configuration: 2 instance files can't be used",
+            "[!]audit: 1 audit logs can't be written to, or are broken",
             "[!]clock: +120.0 s since the start",
         ]
         assert made.health.report().is_ready
