@@ -25,6 +25,7 @@ from pipeline.records.drafts import Condition, Draft
 from pipeline.records.policy import Audit, KeyChange
 from pipeline.records.sealing import Record, context
 from pipeline.records.shelves import ServiceKey
+from pipeline.records.upkeep import Upkeep
 from tests.records_fixture import KEPT, SERVICE_ARN, Records, records_over, with_records
 from tests.store_fixture import World, instance, node
 from tests.unit.keyring_fakes import ARN, A, B, refusal
@@ -292,3 +293,33 @@ async def test_a_records_time_is_counted_from_what_it_says(
         assert isinstance(wanted, datetime)
         assert row.expires is not None
         assert abs(datetime.fromtimestamp(row.expires, UTC) - wanted) < timedelta(seconds=1)
+
+
+async def test_the_services_own_key_rotates_by_itself_and_the_former_is_needed_no_more(tmp_path: Path) -> None:
+    async with opened(tmp_path) as records:
+        kms, clock = records.process.world.kms, records.process.world.clock
+        owned = [each for each in KEPT if not POLICIES[each].takes_customer_key]
+        for data_class in KEPT:
+            await put(records, data_class)
+        new = ARN[:-4] + "003f"
+        kms.arns.add(new)
+        records.service = ServiceKey(new, SERVICE_ARN)
+        records.configure()
+        upkeep = Upkeep(records.shelves, records.search, clock)
+        kms.refuses[new] = refusal(HoldCode.KEY_DISABLED)
+        await upkeep.once()  # the new one can't be used yet: nothing is lost, and it is tried again
+        del kms.refuses[new]
+        clock.advance(61)
+        await upkeep.once()
+        records.service = ServiceKey(new)
+        records.configure()
+        kms.refuses[SERVICE_ARN] = refusal()
+        clock.advance(301)
+        for data_class in owned:
+            assert await get(records, data_class) is not None
+            ring = await records.shelf(data_class, A).opened()
+            assert {wrapped.kms_key_arn for file in ring.files for wrapped in file.wrapped} == {new}
+        before = len(kms.calls)
+        clock.advance(61)
+        await upkeep.once()
+        assert len(kms.calls) == before
