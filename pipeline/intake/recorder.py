@@ -196,8 +196,8 @@ class Recorder:
         reception = self._remember(tenant, writer, recovered.head, tags, recovered.created)
         reception.attached, reception.check = False, check
         # Log lines become durable after the bytes they go with: only a later sync proves that they were.
-        reception.told = name.generation == 1 and recovered.vouched > 0
-        reception.recorded = recovered.vouched > 0
+        # Later generations are told of only when they are sealed.
+        reception.told = reception.recorded = name.generation == 1 and recovered.vouched > 0
         if recovered.manifest is not None:
             self.forget(reception)
             await self._moves.finish_seal(reception, recovered.manifest)

@@ -101,7 +101,7 @@ class Scan:
             by_artifact[name.artifact_id].append(name)
         stay = []
         for twins in by_artifact.values():
-            best = min(twins, key=lambda name: (not self._has_ring_file(name), name.key_id.int))
+            best = min(twins, key=self._place)
             stay.append(best)
             for other in twins:
                 if other is best:
@@ -115,6 +115,10 @@ class Scan:
         except PipelineError as error:
             raise HaltError(f"the folder artifacts/{shard} can't be made durable: {error}. Start again") from error
         return stay
+
+    def _place(self, name: ArtifactName) -> tuple[bool, bool, int]:
+        """Order twins: a receipt that stands beside poison is none."""
+        return name.standing is State.DELIVERED, not self._has_ring_file(name), name.key_id.int
 
     def _has_ring_file(self, name: ArtifactName) -> bool:
         return f"{name.key_id.hex}.json" in self._files.names(f"{self._root}/keys/{name.instance_id}")

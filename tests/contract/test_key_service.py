@@ -228,7 +228,7 @@ async def answered(*answers: bytes) -> tuple[Exception, Heard]:
 )
 async def test_impatience_and_nonsense_are_transient_and_told_once(answer: bytes) -> None:
     error, heard = await answered(answer)
-    assert type(error) is KeyBusyError
+    assert isinstance(error, KeyBusyError)
     assert len(heard.calls) == 1
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.audit.records import Actor
 from pipeline.errors import SegmentForgedError, StoreIoError
-from pipeline.ids import KeyId
+from pipeline.ids import KeyId, RecordingId
 from pipeline.interim.keyuse import key_uses
 from pipeline.interim.poison import requeue
 from pipeline.interim.states import State
@@ -23,7 +23,7 @@ from pipeline.trail import Trail
 from tests.fault.crash_explorer import Left, Recorder, left_by
 from tests.fault.crash_journey import AGAIN, RESUMED, SCREEN, WHOLE, announce, made_small, promises, put, say
 from tests.simulation.oracle import check_delivered, check_held, check_sealed, check_tidy, drain
-from tests.simulation.virtual import run
+from tests.simulation.virtual import WorldClock, run
 from tests.simulation.world import ROOT, Node, World, node
 from tests.unit.keyring_fakes import A
 
@@ -60,7 +60,11 @@ async def filled() -> AsyncIterator[tuple[Node, KeyId]]:
         for body in (WHOLE, SCREEN, AGAIN):
             await put(process, body)
         (spoiled,) = [name for name in process.store.index if name.kind == "screen"]
-        await process.store.reject(spoiled, "destination-conflict", ())
+        trail = Trail(ROOT, actor=Actor("Service", "test"), clock=WorldClock())
+        line = trail.moved(
+            spoiled.rejected("destination-conflict"), RecordingId(spoiled.artifact_id), "ArtifactRejected"
+        )
+        await process.store.reject(spoiled, "destination-conflict", [line])
         await put(process, RESUMED, upto=6_000)
         await say(process, 0, 2)
         lay(
@@ -92,11 +96,20 @@ def check_gone(world: World, key_id: KeyId) -> None:
     assert not [path for path in world.disk.tree() if key_id.hex in path and not path.endswith(".done")]
 
 
+async def rekey_at_last(process: Node, key_id: KeyId) -> None:
+    """Ask again, as the job does, while something under the key is being delivered."""
+    with anyio.fail_after(600):
+        while True:
+            with suppress(StillInUseError):
+                return await rekey(process, key_id)
+            await anyio.sleep(1)
+
+
 async def to_the_end(world: World, key_id: KeyId) -> None:
     check_sealed(world.disk)
     async with node(world) as process:
         await check_held(process)
-        await rekey(process, key_id)
+        await rekey_at_last(process, key_id)
         await check_held(process)
         check_gone(world, key_id)
         for name in list(process.store.index):

@@ -291,7 +291,7 @@ def check_audited(world: World) -> None:
         for name in names:
             moves = {(move, str(name.artifact_id)) for move in _MOVES[name.standing]}
             if name.instance_id == instance_id and not moves <= recorded:
-                raise LostError(f"no audit record of a move of {name}: {sorted(moves - recorded)}")
+                raise LostError(f"no audit record of a move: {sorted(moves - recorded)} of {name}")
 
 
 def check_sealed(disk: ModelDisk) -> None:
