@@ -168,10 +168,10 @@ async def test_an_artifact_that_bears_another_instances_names_is_put_aside(tmp_p
         content = original.read_bytes()
         original.with_name(renamed).write_bytes(content)
         with_key = renamed.replace(key_of(original), key_of(other))
-        _copy(original, with_key, "01", content)
+        _copy(original, with_key, 1, content)
         header = content[:HEADER_SIZE].replace(ours.bytes, theirs.bytes)
         header = header.replace(bytes.fromhex(key_of(original)), bytes.fromhex(key_of(other)))
-        _copy(original, with_key, "02", header + content[HEADER_SIZE:])
+        _copy(original, with_key, 2, header + content[HEADER_SIZE:])
         original.unlink()
         async with node(site):
             await until(lambda: len(site.artifacts("integrity")) == 3 and site.published(borealis))
@@ -202,10 +202,10 @@ async def test_instances_that_change_names_lose_no_recording_to_each_other(tmp_p
             assert await site.objects(party) == {}
 
 
-def _copy(original: Path, name: str, number: str, content: bytes) -> None:
+def _copy(original: Path, name: str, change: int, content: bytes) -> None:
     """Write another artifact beside the original, whose id differs in digits that don't choose the folder."""
-    artifact_id = name[:10] + number + name[12:]
-    original.with_name(artifact_id).write_bytes(content)
+    changed = f"{int(name[10:12], 16) ^ change:02x}"
+    original.with_name(name[:10] + changed + name[12:]).write_bytes(content)
 
 
 def _swapped(name: str, site: Site) -> str:
