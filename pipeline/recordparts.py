@@ -64,6 +64,6 @@ def record_parts(node: Node, engine: RecordEngine, check_room: CheckRoom, sinks:
         routes=RecordRoutes(settings.http, node.shelves, store, search),
         subjects=SubjectRoutes(settings.http, subjects, backups),
         sweeper=Sweeper(node.shelves, engine, node.commits, node.trail, node.clock, is_held),
-        upkeep=Upkeep(node.shelves, search, node.clock),
+        upkeep=Upkeep(node.shelves, search, engine, node.clock),
         publisher=RecordPublisher(node.shelves, engine, sinks, node.commits, node.trail, node.clock, backoff),
     )

@@ -128,8 +128,7 @@ async def _imported(caller: Caller, party: Party, pieces: list[Batch]) -> float:
     async with connected(Server(caller.url, party.token)) as client:
         sending = Import(client, path, Patience(60, notice=say))
         started = time.monotonic()
-        for piece in pieces:
-            await sending.send(piece)
+        await sending.send_all(iter(pieces), lambda _: None)
         return sending.new / (time.monotonic() - started)
 
 
@@ -213,7 +212,7 @@ async def _looked_up(records: Records, each: int) -> None:
     field = shelf.scope.policy.field("phone")
     assert field is not None
     blind = await shelf.blind()
-    digests = [("phone", key.digest("index/phone", finding.normal(field.normal, number(each)))) for key in blind]
+    digests = [key.digest("index/phone", finding.normal(field.normal, number(each))) for key in blind]
     (row,) = await records.engine.found(shelf.scope.shelf, digests, 10)
     record = sealing.open_record(await shelf.opening(row.key_id), blind, shelf.scope, row)
     assert record.body == body(each)

@@ -1,11 +1,12 @@
 """Rows in one SQLite file: `RecordEngine`. Ciphertext and keyed hashes only; nothing here could open them.
 
 WAL with `synchronous=FULL`: a commit is on the disk before it is acknowledged. `secure_delete` overwrites what is
-removed. Writers share transactions: whoever finds the file busy is taken along by the next one. Reads have a
-connection of their own and wait for no writer.
+removed, and the log is folded into the file soon after. Writers share transactions: whoever finds the file busy is
+taken along by the next one. Reads have a connection of their own and wait for no writer.
 """
 
 import contextlib
+import itertools
 import os
 import sqlite3
 from collections import Counter
@@ -22,11 +23,15 @@ from pipeline.errors import HaltError, PipelineError, StoreFullError, StoreIoErr
 from pipeline.ids import KeyId
 from pipeline.records.rows import Row, RowChange, RowConflictError
 
-VERSION = 1
+VERSION = 2
 _LARGEST_GROUP = 256
 """Transactions of callers in one of ours."""
+_PATIENCE_S = 30
+"""Of one who finds the file locked by another process."""
 _TAGS = 500
 """Tags in one question; SQLite takes some 32,000 variables."""
+_WRITER_CACHE_KIB = 32 * 1024
+"""For the indexes of some 100,000 records: they are random, and a page that falls out is written again and again."""
 _PRAGMAS = (
     "journal_mode=WAL",
     "synchronous=FULL",
@@ -35,6 +40,7 @@ _PRAGMAS = (
     "temp_store=MEMORY",
     "trusted_schema=OFF",
     "cell_size_check=ON",
+    "wal_autocheckpoint=16384",  # 64 MiB: pages that many transactions touch are written to the file once
     "journal_size_limit=67108864",
 )
 _SCHEMA = """
@@ -52,22 +58,33 @@ CREATE TABLE record (
 CREATE INDEX record_order ON record (shelf, number);
 CREATE INDEX record_key ON record (shelf, key_id);
 CREATE INDEX record_expiry ON record (expires) WHERE expires IS NOT NULL;
+"""
+_BLIND = """
 CREATE TABLE blind (
-    shelf BLOB NOT NULL,
-    name TEXT NOT NULL,
     digest BLOB NOT NULL,
     record INTEGER NOT NULL REFERENCES record (number) ON DELETE CASCADE,
-    PRIMARY KEY (shelf, name, digest, record)
+    PRIMARY KEY (digest, record)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX blind_record ON blind (record);
+"""
+_SET_BLIND_ASIDE = """
+DROP INDEX blind_record;
+ALTER TABLE blind RENAME TO blind_1;
+"""
+_TAKE_BLIND_OVER = """
+INSERT OR IGNORE INTO blind (digest, record) SELECT digest, record FROM blind_1 ORDER BY digest;
+DROP TABLE blind_1;
 """
 _COLUMNS = "shelf, tag, version, key_id, sealed, expires, part, number"
 _BY_TAG = f"SELECT {_COLUMNS} FROM record WHERE shelf = ? AND tag IN (%s)"  # noqa: S608 - constants
 _BY_BLIND = f"""SELECT DISTINCT {", ".join(f"record.{name.strip()}" for name in _COLUMNS.split(","))}
     FROM blind JOIN record ON record.number = blind.record
-    WHERE blind.shelf = ? AND (%s) ORDER BY record.number LIMIT ?"""  # noqa: S608
+    WHERE blind.digest IN (%s) AND record.shelf = ? ORDER BY record.number LIMIT ?"""  # noqa: S608
 _PAGE = f"SELECT {_COLUMNS} FROM record WHERE shelf = ? AND number > ? ORDER BY number LIMIT ?"  # noqa: S608
-_INSERT = "INSERT INTO record (shelf, tag, version, key_id, expires, part, sealed) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_INSERT = (
+    "INSERT INTO record (number, shelf, tag, version, key_id, expires, part, sealed) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_INDEX = "INSERT OR IGNORE INTO blind (digest, record) VALUES (?, ?)"
 _EXPIRED = f"SELECT {_COLUMNS} FROM record WHERE expires < ? AND number > ? ORDER BY number LIMIT ?"  # noqa: S608
 _UNDER = f"SELECT {_COLUMNS} FROM record WHERE shelf = ? AND key_id IN (%s) LIMIT ?"  # noqa: S608
 _COUNT = "SELECT count(*) FROM record WHERE shelf = ?"
@@ -91,12 +108,14 @@ class SqliteEngine:
         self._path = path
         self._queue: list[_Pending] = []
         self._changes: Counter[bytes] = Counter()
+        self._unsettled = True  # also what an earlier process left
         self._turn = anyio.Lock()
         self._writes = anyio.CapacityLimiter(1)
         self._reads = anyio.CapacityLimiter(1)
         self._writer = _connected(path)
         try:
             _prepare(self._writer)
+            self._writer.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB}")
             self._reader = _connected(path)
         except BaseException:
             self._writer.close()
@@ -126,6 +145,13 @@ class SqliteEngine:
         if pending.error is not None:
             raise pending.error
 
+    async def settled(self) -> bool:
+        if self._unsettled:
+            async with self._turn:
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(self._settle, limiter=self._writes)
+        return not self._unsettled
+
     async def rows(self, shelf: bytes, tags: Sequence[bytes]) -> list[Row]:
         found: list[Row] = []
         for start in range(0, len(tags), _TAGS):
@@ -133,11 +159,8 @@ class SqliteEngine:
             found += await self._read(_BY_TAG % _marks(some), (shelf, *some))
         return found
 
-    async def found(self, shelf: bytes, digests: Sequence[tuple[str, bytes]], limit: int) -> list[Row]:
-        if not digests:
-            return []
-        wanted = " OR ".join(["(blind.name = ? AND blind.digest = ?)"] * len(digests))
-        return await self._read(_BY_BLIND % wanted, (shelf, *(each for pair in digests for each in pair), limit))
+    async def found(self, shelf: bytes, digests: Sequence[bytes], limit: int) -> list[Row]:
+        return await self._read(_BY_BLIND % _marks(digests), (*digests, shelf, limit))
 
     async def page(self, shelf: bytes, after: int, limit: int) -> list[Row]:
         return await self._read(_PAGE, (shelf, after, limit))
@@ -179,8 +202,7 @@ class SqliteEngine:
                 for pending in group:
                     try:
                         with _savepoint(self._writer):
-                            for change in pending.changes:
-                                _apply(self._writer, change)
+                            _apply_all(self._writer, pending.changes)
                     except RowConflictError as error:
                         pending.error = error
         except PipelineError as error:
@@ -189,7 +211,18 @@ class SqliteEngine:
         finally:
             for pending in group:
                 pending.done = True
+                self._unsettled = self._unsettled or any(change.expected for change in pending.changes)
                 self._changes.update({change.shelf for change in pending.changes})
+
+    def _settle(self) -> None:
+        """Fold the log into the file and cut it; not while somebody reads from it."""
+        with translated():
+            self._writer.execute("PRAGMA busy_timeout = 0")
+            try:
+                ((busy, *_),) = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                self._writer.execute(f"PRAGMA busy_timeout = {_PATIENCE_S * 1000}")
+        self._unsettled = bool(busy)
 
 
 def snapshot(path: str, target: str) -> str | None:
@@ -204,12 +237,39 @@ def snapshot(path: str, target: str) -> str | None:
     os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
     with (
         translated(),
-        contextlib.closing(sqlite3.connect(path, timeout=30)) as source,
+        contextlib.closing(sqlite3.connect(path, timeout=_PATIENCE_S)) as source,
         contextlib.closing(sqlite3.connect(target)) as copy,
     ):
         source.backup(copy)
         copy.execute("PRAGMA journal_mode=DELETE")  # nothing beside the file
     return target
+
+
+def _apply_all(writer: sqlite3.Connection, changes: Sequence[RowChange]) -> None:
+    """Do changes in their order; new rows, of which there may be thousands, at once."""
+    for are_new, some in itertools.groupby(changes, lambda change: change.expected == 0 and change.row is not None):
+        if are_new:
+            _insert(writer, list(some))
+        else:
+            for change in some:
+                _apply(writer, change)
+
+
+def _insert(writer: sqlite3.Connection, changes: Sequence[RowChange]) -> None:
+    (last,) = writer.execute("SELECT seq FROM sqlite_sequence WHERE name = 'record'").fetchone() or (0,)
+    rows = [
+        (number, row.shelf, row.tag, row.version, row.key_id.bytes, row.expires, row.part, row.sealed)
+        for number, change in enumerate(changes, last + 1)
+        if (row := change.row) is not None
+    ]
+    try:
+        writer.executemany(_INSERT, rows)
+    except sqlite3.IntegrityError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_UNIQUE:
+            raise
+        raise RowConflictError from error
+    entries = [(digest, number) for number, change in enumerate(changes, last + 1) for digest in change.blinds or ()]
+    writer.executemany(_INDEX, sorted(entries))  # in the index's own order: its pages are met once
 
 
 def _apply(writer: sqlite3.Connection, change: RowChange) -> None:
@@ -221,16 +281,10 @@ def _apply(writer: sqlite3.Connection, change: RowChange) -> None:
     if row is None:
         writer.execute("DELETE FROM record WHERE number = ?", (number,))
         return
-    if number is None:
-        values = (row.shelf, row.tag, row.version, row.key_id.bytes, row.expires, row.part, row.sealed)
-        number = writer.execute(_INSERT, values).lastrowid
-    else:
-        writer.execute(_UPDATE, (row.tag, row.version, row.key_id.bytes, row.expires, row.part, row.sealed, number))
+    writer.execute(_UPDATE, (row.tag, row.version, row.key_id.bytes, row.expires, row.part, row.sealed, number))
+    if change.blinds is not None:
         writer.execute("DELETE FROM blind WHERE record = ?", (number,))
-    writer.executemany(
-        "INSERT OR IGNORE INTO blind (shelf, name, digest, record) VALUES (?, ?, ?, ?)",
-        [(row.shelf, name, digest, number) for name, digest in change.blinds],
-    )
+        writer.executemany(_INDEX, [(digest, number) for digest in change.blinds])
 
 
 def _row(values: Sequence[object]) -> Row:
@@ -256,7 +310,7 @@ def _connected(path: str) -> sqlite3.Connection:
         Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(path, timeout=_PATIENCE_S, isolation_level=None, check_same_thread=False)
         for pragma in _PRAGMAS:
             connection.execute(f"PRAGMA {pragma}")
     except (OSError, sqlite3.Error) as error:
@@ -272,8 +326,11 @@ def _prepare(writer: sqlite3.Connection) -> None:
         (version,) = writer.execute("PRAGMA user_version").fetchone()
         if version == 0:
             with _transaction(writer):
-                for statement in _SCHEMA.split(";")[:-1]:
-                    writer.execute(statement)
+                _execute(writer, _SCHEMA + _BLIND)
+                writer.execute(f"PRAGMA user_version = {VERSION}")
+        elif version == 1:
+            with _transaction(writer):
+                _execute(writer, _SET_BLIND_ASIDE + _BLIND + _TAKE_BLIND_OVER)
                 writer.execute(f"PRAGMA user_version = {VERSION}")
         elif version != VERSION:
             raise HaltError(
@@ -281,6 +338,12 @@ def _prepare(writer: sqlite3.Connection) -> None:
             )
     except sqlite3.Error as error:
         raise HaltError(f"the records can't be used ({type(error).__name__}). Restore them from a backup") from error
+
+
+def _execute(writer: sqlite3.Connection, statements: str) -> None:
+    """Execute statements within the transaction that is open, which `executescript` would end."""
+    for statement in statements.split(";")[:-1]:
+        writer.execute(statement)
 
 
 @contextlib.contextmanager

@@ -218,10 +218,9 @@ def import_records(
     """Put many records, and try again until they are taken. The same file twice does no harm.
 
     Each batch is taken whole or not at all. One that is refused ends the import, with the number of the line that is
-    wrong; what came before it is taken.
+    wrong; what came before it is taken, and perhaps the batch after it.
     """
     import anyio
-    import anyio.to_thread
 
     from pipeline.client import Patience, connected
     from pipeline.commands.imports import Import, batches
@@ -230,16 +229,11 @@ def import_records(
     path = _path(instance, data_class, None, scope)
 
     async def play(stream: "Stream", size_bytes: int | None) -> Import:
-        pieces = batches(stream)
         async with connected(where) as client:
             done = Import(client, path, Patience(give_up_after, notice=screen.note))
             with screen.progress(file.name, is_bytes=True) as moved:
                 try:
-                    while (
-                        piece := await anyio.to_thread.run_sync(next, pieces, None, abandon_on_cancel=True)
-                    ) is not None:
-                        await done.send(piece)
-                        moved(done.bytes, size_bytes)
+                    await done.send_all(batches(stream), lambda sent: moved(sent, size_bytes))
                 except PipelineError:
                     screen.note(f"{done.taken} records were taken, all up to line {done.lines}")
                     raise

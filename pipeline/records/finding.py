@@ -6,6 +6,7 @@ found only as it was written.
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -52,18 +53,28 @@ def entries(policy: Policy, found: Mapping[str, Any] | None) -> list[tuple[Field
     """List what a record is to be found by: index and normal form, each once."""
     if found is None or not policy.fields:
         return []
-    names = {name.lower(): name for name in reversed(list(found))}
+    names: dict[str, str] = {}
     listed: dict[tuple[str, str], Field] = {}
     for field in policy.fields:
-        for path in field.paths:
-            first, _, rest = path.partition(".")
-            spelled = first if first in found else names.get(first.lower())
-            if spelled is None:
-                continue
-            for value in values(found[spelled], rest):
+        for first, lower, rest in _steps(field.paths):
+            spelled = first
+            if first not in found:
+                names = names or {name.lower(): name for name in reversed(list(found))}
+                if lower not in names:
+                    continue
+                spelled = names[lower]
+            there = found[spelled]
+            for value in (there,) if isinstance(there, str) and not rest else values(there, rest):
                 if value.strip() and len(value) <= _LONGEST:
                     listed[field.name, normal(field.normal, value)] = field
     return [(field, value) for (_, value), field in list(listed.items())[:MOST_VALUES]]
+
+
+@cache
+def _steps(paths: tuple[str, ...]) -> list[tuple[str, str, str]]:
+    """Cut paths: the first member, the same in lower case, and what follows."""
+    cut = [path.partition(".") for path in paths]
+    return [(first, first.lower(), rest) for first, _, rest in cut]
 
 
 def values(found: Any, path: str) -> Iterator[str]:

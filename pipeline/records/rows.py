@@ -35,8 +35,9 @@ class RowChange:
     """The version that is there; 0: there is none."""
     row: Row | None
     """What is to be there, perhaps under another tag; `None` removes it."""
-    blinds: Sequence[tuple[str, bytes]] = ()
-    """Its entries in blind indexes, name and keyed hash. They replace those that were."""
+    blinds: Sequence[bytes] | None = ()
+    """Its entries in blind indexes: keyed hashes, the index's name in them. They replace those that were; `None`: those
+    stay."""
 
 
 class RowConflictError(Exception):
@@ -52,15 +53,19 @@ class RecordEngine(Protocol):
     async def write(self, changes: Sequence[RowChange]) -> None:
         """Do all of `changes`, or nothing; durable on return. Several callers share one trip to the disk.
 
-        What is removed or replaced is overwritten in the file, too. Raises `RowConflictError`.
+        What is removed or replaced is overwritten in the file, too, and `settled` says when. Raises `RowConflictError`.
         """
+        ...
+
+    async def settled(self) -> bool:
+        """Overwrite what was removed or replaced, if that was not yet done; tell whether it is now, wherever it was."""
         ...
 
     async def rows(self, shelf: bytes, tags: Sequence[bytes]) -> list[Row]:
         """Give the rows of these tags that there are."""
         ...
 
-    async def found(self, shelf: bytes, digests: Sequence[tuple[str, bytes]], limit: int) -> list[Row]:
+    async def found(self, shelf: bytes, digests: Sequence[bytes], limit: int) -> list[Row]:
         """Give rows that have one of these index entries, in order of their numbers."""
         ...
 

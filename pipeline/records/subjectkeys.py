@@ -81,7 +81,7 @@ def kept(
         else:
             made = standing.key
             again = Row(row.shelf, row.tag, row.version, row.key_id, row.sealed, expires, row.part)
-            changes.append(RowChange(row.shelf, row.tag, row.version, again, [(KEY_PART, made.key_id.bytes)]))
+            changes.append(RowChange(row.shelf, row.tag, row.version, again, None))
         keys[subject] = made
     return keys, changes
 
@@ -93,7 +93,7 @@ async def opening(engine: RecordEngine, shelf: Shelf, blind: Sequence[BlindKey],
         SegmentForgedError: there is none: it was destroyed.
 
     """
-    rows = await engine.found(shelf.scope.shelf, [(KEY_PART, key_id.bytes)], 1)
+    rows = await engine.found(shelf.scope.shelf, [key_id.bytes], 1)
     if not rows or rows[0].part != KEY_PART:
         raise SegmentForgedError("the key of a record's subject is not there; what was sealed under it is unreadable")
     key = await _opened(shelf, blind, rows[0])
@@ -112,9 +112,9 @@ def opted_out(
     return RowChange(shelf.scope.shelf, tag, version, _row(shelf, key, tag, record, None))
 
 
-def blinds_of(record: Record) -> list[tuple[str, bytes]]:
-    """Give the index entries of such a row."""
-    return [(KEY_PART, record.body[:_BYTES])] if record.part == KEY_PART else []
+def blinds_of(record: Record) -> list[bytes]:
+    """Give the index entries of such a row: its key's id as it is."""
+    return [record.body[:_BYTES]] if record.part == KEY_PART else []
 
 
 async def _opened(shelf: Shelf, blind: Sequence[BlindKey], row: Row) -> DataKey:

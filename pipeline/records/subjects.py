@@ -153,7 +153,7 @@ class Subjects:
         return list(found.values())
 
     async def _rows(self, shelf: Shelf, blind: Sequence[BlindKey], asked: Sequence[tuple[str, str]]) -> list[Row]:
-        digests = [(index, key.digest(f"index/{index}", value)) for index, value in asked for key in blind]
+        digests = [key.digest(f"index/{index}", value) for index, value in asked for key in blind]
         return await self.engine.found(shelf.scope.shelf, digests, MOST)
 
     async def _remove(self, rows: Sequence[Row]) -> None:

@@ -1,11 +1,14 @@
 """What the record store does by itself: no key stays longer than it may, and the service's own rotates."""
 
+import contextlib
+
 import anyio
 import structlog
 
 from pipeline.crypt.rewrap import let_go_of_others, rewrap
 from pipeline.errors import PipelineError
 from pipeline.ports import Clock
+from pipeline.records.rows import RecordEngine
 from pipeline.records.search import SearchIndexes
 from pipeline.records.shelves import Shelf, Shelves
 
@@ -16,11 +19,15 @@ _ROTATED_EVERY_S = 60.0
 
 
 class Upkeep:
-    """Drops data keys whose time is over, and indexes of what is refused; wraps again under the service's next key."""
+    """Drops data keys whose time is over, and indexes of what is refused; wraps again under the service's next key.
 
-    def __init__(self, shelves: Shelves, search: SearchIndexes, clock: Clock) -> None:
+    Has what was removed overwritten, too.
+    """
+
+    def __init__(self, shelves: Shelves, search: SearchIndexes, engine: RecordEngine, clock: Clock) -> None:
         self._shelves = shelves
         self._search = search
+        self._engine = engine
         self._clock = clock
         self._rotate_at = 0.0
 
@@ -36,6 +43,8 @@ class Upkeep:
             if shelf.ring is not None:
                 shelf.ring.expire()
         self._search.drop_refused()
+        with contextlib.suppress(PipelineError):  # the next time
+            await self._engine.settled()
         if self._clock.monotonic() >= self._rotate_at:
             self._rotate_at = self._clock.monotonic() + _ROTATED_EVERY_S
             for shelf in self._shelves:

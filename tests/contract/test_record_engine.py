@@ -5,13 +5,14 @@ import re
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
 import anyio
 import pytest
 
-from pipeline.adapters.sqlite import SqliteEngine
+from pipeline.adapters.sqlite import VERSION, SqliteEngine
 from pipeline.errors import HaltError, StoreFullError, StoreIoError
 from pipeline.ids import KeyId
 from pipeline.records.rows import Row, RowChange, RowConflictError
@@ -31,12 +32,12 @@ def row(name: str, version: int = 1, sealed: bytes = b"sealed", shelf: bytes = S
 def put(
     name: str, expected: int = 0, sealed: bytes = b"sealed", shelf: bytes = SHELF, blinds: tuple[str, ...] = ()
 ) -> RowChange:
-    entries = [("number", each.encode().ljust(16)) for each in blinds]
+    entries = [each.encode().ljust(16) for each in blinds]
     return RowChange(shelf, tag(name), expected, row(name, expected + 1, sealed, shelf), entries)
 
 
-def number(value: str) -> list[tuple[str, bytes]]:
-    return [("number", value.encode().ljust(16))]
+def number(value: str) -> list[bytes]:
+    return [value.encode().ljust(16)]
 
 
 @pytest.fixture
@@ -60,6 +61,27 @@ async def test_a_row_is_there_until_it_is_removed(path: str) -> None:
     await engine.write([RowChange(SHELF, tag("a"), 2, None)])
     assert await engine.rows(SHELF, [tag("a")]) == await engine.found(SHELF, number("3"), 10) == []
     assert len(await engine.rows(OTHER, [tag("a")])) == 1
+    engine.close()
+
+
+async def test_index_entries_stay_if_none_are_given(path: str) -> None:
+    engine = SqliteEngine(path)
+    await engine.write([put("a", blinds=("1",))])
+    await engine.write([replace(put("a", 1, b"again"), blinds=None)])
+    assert [each.sealed for each in await engine.found(SHELF, number("1"), 10)] == [b"again"]
+    await engine.write([put("a", 2)])
+    assert await engine.found(SHELF, number("1"), 10) == []
+    engine.close()
+
+
+async def test_numbers_follow_the_order_of_changes_and_are_never_used_again(path: str) -> None:
+    engine = SqliteEngine(path)
+    await engine.write([put("b"), put("a"), put("b", 1), put("c")])
+    assert [each.tag for each in await engine.page(SHELF, 0, 9)] == [tag("b"), tag("a"), tag("c")]
+    await engine.write([RowChange(SHELF, tag("c"), 1, None)])
+    await engine.write([put("d", blinds=("1",))])
+    assert [each.number for each in await engine.page(SHELF, 0, 9)] == [1, 2, 4]
+    assert [each.tag for each in await engine.found(SHELF, number("1"), 9)] == [tag("d")]
     engine.close()
 
 
@@ -116,6 +138,40 @@ async def test_what_is_removed_or_replaced_leaves_no_trace(path: str) -> None:
     assert [each for each in gone if each in left] == []
 
 
+async def test_once_settled_nothing_is_left_of_it_beside_a_running_engine_either(path: str) -> None:
+    engine = SqliteEngine(path)
+    assert await engine.settled()
+    gone = os.urandom(24).hex().encode()
+    await engine.write([put("a", sealed=gone * 200)])
+    await engine.write([RowChange(SHELF, tag("a"), 1, None)])
+    with sqlite3.connect(path) as reading:
+        reading.execute("BEGIN")
+        reading.execute("SELECT * FROM record").fetchall()
+        assert not await engine.settled()  # somebody reads: later
+    reading.close()
+    assert await engine.settled()
+    assert [each.name for each in Path(path).parent.iterdir() if gone in each.read_bytes()] == []
+    engine.close()
+
+
+async def test_a_file_of_the_version_before_is_brought_up_with_its_index(path: str) -> None:
+    engine = SqliteEngine(path)
+    await engine.write([put("a", blinds=("1", "2")), put("b", blinds=("1",))])
+    engine.close()
+    with sqlite3.connect(path) as before:
+        before.executescript(VERSION_1)
+    engine = SqliteEngine(path)
+    assert [each.tag for each in await engine.found(SHELF, number("1"), 10)] == [tag("a"), tag("b")]
+    await engine.write([RowChange(SHELF, tag("a"), 1, None)])
+    assert await engine.found(SHELF, number("2"), 10) == []
+    engine.close()
+    with sqlite3.connect(path) as now:
+        assert now.execute("PRAGMA user_version").fetchone() == (VERSION,)
+        assert [name for (name,) in now.execute("SELECT name FROM sqlite_master") if name == "blind_1"] == []
+    now.close()
+    before.close()
+
+
 async def test_files_are_their_owners_only(path: str) -> None:
     engine = SqliteEngine(path)
     await engine.write([put("a")])
@@ -155,6 +211,20 @@ async def test_a_full_or_damaged_file_is_told_as_ours(path: str) -> None:
     engine.close()
 
 
+VERSION_1 = """
+CREATE TABLE other (
+    shelf BLOB NOT NULL,
+    name TEXT NOT NULL,
+    digest BLOB NOT NULL,
+    record INTEGER NOT NULL REFERENCES record (number) ON DELETE CASCADE,
+    PRIMARY KEY (shelf, name, digest, record)
+) STRICT, WITHOUT ROWID;
+INSERT INTO other SELECT shelf, 'number', digest, record FROM blind JOIN record ON record.number = blind.record;
+DROP TABLE blind;
+ALTER TABLE other RENAME TO blind;
+CREATE INDEX blind_record ON blind (record);
+PRAGMA user_version = 1;
+"""
 WRITER = """
 import sys, anyio
 sys.path.insert(0, ".")

@@ -165,6 +165,21 @@ async def test_the_trail_tells_what_the_row_says_and_nothing_personal(data_class
         assert not any(each in everything for each in ("r-1", "Erika", "4930901820"))
 
 
+async def test_many_records_share_an_audit_record_that_names_each(tmp_path: Path) -> None:
+    async with opened(tmp_path) as records:
+        shelf = records.shelf("profiles_domain", A)
+        drafts = [draft("profiles_domain", f"r-{each}") for each in range(1002)]
+        await records.store.put_all(records.caller(A), shelf, [*drafts, drafts[-1]])
+        await records.store.page(records.caller(A), shelf, limit=3)
+        first, rest = told(records, "RecordPut")
+        assert (first["count"], rest["count"]) == (1000, 3)
+        named = [*first["records"], *rest["records"]]
+        assert len({each.partition(":")[0] for each in named}) == 1002
+        assert [each.partition(":")[2] for each in named] == ["1"] * 1002 + ["2"]
+        (opening,) = told(records, "RecordOpened")
+        assert opening["records"] == named[:3]
+
+
 async def test_nothing_is_opened_or_changed_that_can_not_be_told(tmp_path: Path) -> None:
     async with opened(tmp_path) as records:
         await put(records, "cases")
@@ -305,7 +320,7 @@ async def test_the_services_own_key_rotates_by_itself_and_the_former_is_needed_n
         kms.arns.add(new)
         records.service = ServiceKey(new, SERVICE_ARN)
         records.configure()
-        upkeep = Upkeep(records.shelves, records.search, clock)
+        upkeep = Upkeep(records.shelves, records.search, records.engine, clock)
         kms.refuses[new] = refusal(HoldCode.KEY_DISABLED)
         await upkeep.once()  # the new one can't be used yet: nothing is lost, and it is tried again
         del kms.refuses[new]
