@@ -78,7 +78,7 @@ DROP TABLE blind_1;
 _COLUMNS = "shelf, tag, version, key_id, sealed, expires, part, number"
 _BY_TAG = f"SELECT {_COLUMNS} FROM record WHERE shelf = ? AND tag IN (%s)"  # noqa: S608 - constants
 _BY_BLIND = f"""SELECT DISTINCT {", ".join(f"record.{name.strip()}" for name in _COLUMNS.split(","))}
-    FROM blind JOIN record ON record.number = blind.record
+    FROM blind CROSS JOIN record ON record.number = blind.record
     WHERE blind.digest IN (%s) AND record.shelf = ? ORDER BY record.number LIMIT ?"""  # noqa: S608
 _PAGE = f"SELECT {_COLUMNS} FROM record WHERE shelf = ? AND number > ? ORDER BY number LIMIT ?"  # noqa: S608
 _INSERT = (

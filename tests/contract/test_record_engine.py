@@ -85,6 +85,23 @@ async def test_numbers_follow_the_order_of_changes_and_are_never_used_again(path
     engine.close()
 
 
+async def test_what_is_found_is_looked_up_and_not_searched_for(path: str) -> None:
+    """The cost of a question doesn't grow with the records: SQLite says that it goes by keys alone."""
+    engine = SqliteEngine(path)
+    await engine.write([put(f"{each}", blinds=(f"{each % 7}",)) for each in range(300)])
+    engine._writer.execute("ANALYZE")
+    asked: list[str] = []
+    engine._reader.set_trace_callback(asked.append)
+    assert len(await engine.found(SHELF, number("1"), 9)) == len(await engine.rows(SHELF, [tag("1"), tag("2")])) + 7
+    engine._reader.set_trace_callback(None)
+    for each in asked:
+        plan = [detail for *_, detail in engine._reader.execute(f"EXPLAIN QUERY PLAN {each}")]
+        searches = [detail for detail in plan if not detail.startswith("USE TEMP B-TREE")]
+        assert all(detail.startswith("SEARCH") and "record_order" not in detail for detail in searches), plan
+    assert len(asked) == 2
+    engine.close()
+
+
 @pytest.mark.parametrize("wrong", [put("a"), put("a", 2), put("new", 1), RowChange(SHELF, tag("a"), 7, None)])
 async def test_who_expects_another_version_changes_nothing(wrong: RowChange, path: str) -> None:
     engine = SqliteEngine(path)
