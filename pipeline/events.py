@@ -10,37 +10,26 @@ Nothing else is raised, whatever the bytes are.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import msgspec
 
+from pipeline.caseless import UNREADABLE, Fields, read_object
 from pipeline.errors import RefuseError
 from pipeline.ids import RECORDINGS, InstanceId, Kind
 
 MAX_EVENTS = 1000
 """Events in one list. EventBridge's own PutEvents takes 10, an SQS message holds one."""
-MAX_DEPTH = 64
-"""Objects and lists within one another. Documented events stay under 10."""
-MAX_TEXT = 256
-"""Characters of an id or a word (Amazon Connect's limit for contact and item ids)."""
 MAX_SOURCE_ID = 1024
 """Characters of a source id, which may be an URL's path."""
-UNSET_BEFORE = datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)
-"""Amazon Connect writes 1970-01-01T00:00:00.001Z for a time that is not set."""
 
 _UUID = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_ANY: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,7 +141,7 @@ def parse(body: bytes) -> list[Incoming]:
         return [_parse_envelope(body, "")]
     try:
         envelopes = _LIST.decode(body)
-    except _UNREADABLE:
+    except UNREADABLE:
         raise RefuseError("the body is not valid JSON; nothing of it was taken") from None
     if len(envelopes) > MAX_EVENTS:
         raise RefuseError(f"the list holds more than {MAX_EVENTS} events; send fewer at a time")
@@ -166,7 +155,7 @@ def parse_item(raw: bytes, path: str = "item") -> Item:
         RefuseError: it has no id or time to know it by, or one of its known fields has the wrong type.
 
     """
-    item = _read_object(raw, path)
+    item = read_object(raw, path)
     absolute_time = item.time("AbsoluteTime")
     if absolute_time is None:
         raise item.refusal("AbsoluteTime", "is required")
@@ -179,29 +168,11 @@ def parse_item(raw: bytes, path: str = "item") -> Item:
     )
 
 
-def parse_time(text: object, path: str) -> datetime | None:
-    """Read an ISO 8601 time, with or without fraction; UTC where it names no zone. "Not set" gives `None`.
-
-    Raises:
-        RefuseError: it is not one.
-
-    """
-    try:
-        moment = msgspec.convert(text, datetime) if isinstance(text, str) else None
-        if moment is not None:
-            moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    except (msgspec.ValidationError, OverflowError):
-        moment = None
-    if moment is None:
-        raise RefuseError("must be a time, as 2026-11-23T14:05:12.000Z", field=path)
-    return None if moment < UNSET_BEFORE else moment
-
-
 # --- one envelope
 
 
 def _parse_envelope(raw: bytes, path: str) -> Incoming:
-    envelope = _read_object(raw, path)
+    envelope = read_object(raw, path)
     detail_type = envelope.text("detail-type")
     if detail_type is None:
         raise envelope.refusal("detail-type", "is required")
@@ -222,11 +193,11 @@ def _parse_envelope(raw: bytes, path: str) -> Incoming:
             return OtherEvent(**header, source=source, detail_type=detail_type)
 
 
-def _header(envelope: "_Fields", raw: bytes, instance_id: InstanceId | None) -> dict[str, Any]:
+def _header(envelope: Fields, raw: bytes, instance_id: InstanceId | None) -> dict[str, Any]:
     return {"envelope_id": envelope.text("id"), "time": envelope.time("time"), "instance_id": instance_id, "raw": raw}
 
 
-def _contact_header(envelope: "_Fields", detail: "_Fields", raw: bytes) -> dict[str, Any]:
+def _contact_header(envelope: Fields, detail: Fields, raw: bytes) -> dict[str, Any]:
     return {
         **_header(envelope, raw, _instance(envelope, detail)),
         "contact": detail.identifier("contactId"),
@@ -234,7 +205,7 @@ def _contact_header(envelope: "_Fields", detail: "_Fields", raw: bytes) -> dict[
     }
 
 
-def _contact_event(envelope: "_Fields", raw: bytes) -> ContactEvent:
+def _contact_event(envelope: Fields, raw: bytes) -> ContactEvent:
     detail = envelope.object("detail")
     event_type = detail.word("eventType")
     if event_type is None:
@@ -253,14 +224,14 @@ def _contact_event(envelope: "_Fields", raw: bytes) -> ContactEvent:
     )
 
 
-def _met_agent(detail: "_Fields") -> bool:
+def _met_agent(detail: Fields) -> bool:
     """Tell whether an event of a later time says so; an event may have any of these in its place."""
     if not isinstance(detail.find("agentInfo")[1], dict):
         return False
     return detail.object("agentInfo").time("connectedToAgentTimestamp") is not None
 
 
-def _chat_message(envelope: "_Fields", raw: bytes) -> ChatMessage:
+def _chat_message(envelope: Fields, raw: bytes) -> ChatMessage:
     detail = envelope.object("detail")
     final = detail.flag("final")
     key, value = detail.find("item")
@@ -277,7 +248,7 @@ def _raw_item(raw: bytes, detail_key: str, item_key: str) -> bytes:
     return bytes(detail[item_key])
 
 
-def _recording(envelope: "_Fields", detail: "_Fields", raw: bytes) -> dict[str, Any]:
+def _recording(envelope: Fields, detail: Fields, raw: bytes) -> dict[str, Any]:
     word = detail.word("recordingKind") or ""
     kind = next((kind for kind in RECORDINGS if kind.value == word.lower()), None)
     if kind is None:
@@ -289,7 +260,7 @@ def _recording(envelope: "_Fields", detail: "_Fields", raw: bytes) -> dict[str, 
 # --- the instance an event claims
 
 
-def _instance(envelope: "_Fields", detail: "_Fields") -> InstanceId | None:
+def _instance(envelope: Fields, detail: Fields) -> InstanceId | None:
     """Find the instance; an event that names one in an unreadable way, and nowhere else, is refused."""
     instance_id = _find_instance(envelope)
     if instance_id is None and detail.find("instanceArn")[1] is not None:
@@ -297,16 +268,16 @@ def _instance(envelope: "_Fields", detail: "_Fields") -> InstanceId | None:
     return instance_id
 
 
-def _find_instance(envelope: "_Fields") -> InstanceId | None:
+def _find_instance(envelope: Fields) -> InstanceId | None:
     """Look where instances are named, the surest place first; `resources` may begin with a placeholder."""
     _, detail = envelope.find("detail")
     places: list[object] = []
     if isinstance(detail, dict):
-        fields = _Fields(detail, "detail")
+        fields = Fields(detail, "detail")
         places.append(fields.find("instanceArn")[1])
         _, tags = fields.find("tags")
         if isinstance(tags, dict):
-            places.append(_Fields(tags, "detail.tags").find("aws:connect:instanceId")[1])
+            places.append(Fields(tags, "detail.tags").find("aws:connect:instanceId")[1])
     _, resources = envelope.find("resources")
     if isinstance(resources, list):
         places += resources
@@ -322,93 +293,3 @@ def _instance_in(text: str) -> InstanceId | None:
         if _UUID.fullmatch(candidate):
             return InstanceId(UUID(candidate))
     return None
-
-
-# --- JSON objects, seen without regard to case
-
-
-def _read_object(raw: bytes, path: str) -> "_Fields":
-    where = path or None
-    if _is_too_deep(raw):
-        raise RefuseError(f"objects and lists may be nested {MAX_DEPTH} deep, not more", field=where)
-    try:
-        values = _ANY.decode(raw)
-    except _UNREADABLE:
-        # The foreign errors are not chained: some of them carry the whole input.
-        raise RefuseError("the event is not valid JSON in UTF-8; nothing of it was taken", field=where) from None
-    if not isinstance(values, dict):
-        raise RefuseError("must be a JSON object", field=where)
-    return _Fields(values, path)
-
-
-def _is_too_deep(raw: bytes) -> bool:
-    """Count brackets outside strings. Also of what a repeated name hides from the decoded form."""
-    if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
-        return False
-    depth = 0
-    for bracket in _JSON_STRING.sub(b"", raw).translate(None, _NO_BRACKETS):
-        depth += 1 if bracket in b"[{" else -1
-        if depth > MAX_DEPTH:
-            return True
-    return False
-
-
-class _Fields:
-    """A decoded JSON object whose names are found in any case, and the path that leads to it.
-
-    An exactly spelled name comes before others; of names that differ in case only, the first counts. `null` and
-    absent are the same.
-    """
-
-    __slots__ = ("_names", "_path", "_values")
-
-    def __init__(self, values: Mapping[str, object], path: str) -> None:
-        self._values = values
-        self._path = path
-        self._names = {name.lower(): name for name in reversed(list(values))}
-
-    def path_of(self, name: str) -> str:
-        return f"{self._path}.{name}" if self._path else name
-
-    def find(self, name: str) -> tuple[str, object]:
-        """Give the name as it is spelled here, and its value; `None` if there is none."""
-        spelled = name if name in self._values else self._names.get(name.lower(), name)
-        return spelled, self._values.get(spelled)
-
-    def refusal(self, name: str, message: str) -> RefuseError:
-        return RefuseError(message, field=self.path_of(self.find(name)[0]))
-
-    def object(self, name: str) -> "_Fields":
-        spelled, value = self.find(name)
-        if not isinstance(value, dict):
-            raise self.refusal(name, "is required, and must be a JSON object")
-        return _Fields(value, self.path_of(spelled))
-
-    def text(self, name: str, *, limit: int = MAX_TEXT) -> str | None:
-        """Give a string without control characters; empty counts as absent."""
-        _, value = self.find(name)
-        if value is None or value == "":
-            return None
-        if not isinstance(value, str) or len(value) > limit or _CONTROL.search(value):
-            raise self.refusal(name, f"must be a string of at most {limit} characters, without control characters")
-        return value
-
-    def word(self, name: str) -> str | None:
-        value = self.text(name)
-        return None if value is None else value.upper()
-
-    def identifier(self, name: str, *, limit: int = MAX_TEXT) -> str:
-        value = self.text(name, limit=limit)
-        if value is None:
-            raise self.refusal(name, f"is required: 1 to {limit} characters")
-        return value
-
-    def flag(self, name: str) -> bool:
-        _, value = self.find(name)
-        if value is not None and not isinstance(value, bool):
-            raise self.refusal(name, "must be true or false")
-        return value is True
-
-    def time(self, name: str) -> datetime | None:
-        spelled, value = self.find(name)
-        return None if value is None or value == "" else parse_time(value, self.path_of(spelled))

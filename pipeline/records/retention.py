@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from pipeline.caseless import parse_time
 from pipeline.errors import RefuseError
-from pipeline.events import parse_time
 from pipeline.records.finding import values
 from pipeline.records.policy import Disused, Fixed, FromConfig, Part, Transient
 from pipeline.records.scopes import Placed

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.adapters.clock import SystemClock
+from pipeline.caseless import parse_time
 from pipeline.delivery.proof import Receipt, Subject, verify, write_receipt
-from pipeline.events import parse_time
 from pipeline.ids import InstanceId, Kind, RecordingId
 from pipeline.interim.states import State
 from pipeline.ports import ObjectFacts, PutRequest

@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
+from pipeline.caseless import MAX_TEXT
 from pipeline.delivery.transcript import ArrivedItem, render
 from pipeline.errors import RefuseError
-from pipeline.events import MAX_SOURCE_ID, MAX_TEXT, ChatMessage, ContactEnvelope, RecordingStarted, parse, parse_item
+from pipeline.events import MAX_SOURCE_ID, ChatMessage, ContactEnvelope, RecordingStarted, parse, parse_item
 from pipeline.ids import InstanceId
 
 _FIXTURES = Path(__file__).parents[2] / "fixtures" / "events"

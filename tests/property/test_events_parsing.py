@@ -9,8 +9,9 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pipeline.caseless import parse_time
 from pipeline.errors import RefuseError
-from pipeline.events import ChatMessage, ContactEvent, OtherEvent, parse, parse_item, parse_time
+from pipeline.events import ChatMessage, ContactEvent, OtherEvent, parse, parse_item
 
 ARN = "arn:aws:connect:eu-central-1:111122223333:instance/aaaa1111-0000-4000-8000-000000000001"
 ITEM = {"AbsoluteTime": "2026-11-23T09:00:09.004Z", "Id": "i-2", "Type": "MESSAGE", "ContentType": "text/plain"}

@@ -8,9 +8,9 @@ from uuid import UUID
 
 import pytest
 
+from pipeline.caseless import MAX_DEPTH, parse_time
 from pipeline.errors import RefuseError
 from pipeline.events import (
-    MAX_DEPTH,
     MAX_EVENTS,
     ChatMessage,
     ContactEvent,
@@ -19,7 +19,6 @@ from pipeline.events import (
     RecordingStopped,
     parse,
     parse_item,
-    parse_time,
 )
 from pipeline.ids import Kind
 
