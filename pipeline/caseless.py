@@ -92,6 +92,10 @@ class Fields:
         self._path = path
         self._names = {name.lower(): name for name in reversed(list(values))}
 
+    @property
+    def values(self) -> Mapping[str, object]:
+        return self._values
+
     def path_of(self, name: str) -> str:
         return f"{self._path}.{name}" if self._path else name
 

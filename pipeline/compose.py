@@ -57,7 +57,6 @@ from pipeline.process import harden, settle
 from pipeline.receipts import ReceiptFolder
 from pipeline.recordparts import record_parts
 from pipeline.records.rows import RecordEngine
-from pipeline.records.store import RecordStore
 from pipeline.retiredkeys import RetiredKeys
 from pipeline.service import Listen, Parts, Service
 from pipeline.settings import QueueSource, Settings
@@ -92,7 +91,7 @@ def connect(
     holds = Holds(f"{node.root}/holds", files, commits, node.trail)
     dispatcher = _dispatcher(node, store, holds)
     kept = record_parts(node, engine, store.room.check, tuple(sinks.values()))
-    taking = _taking(node, store, dispatcher, kept.store)
+    taking = _taking(node, store, dispatcher, RecordEvents(node.shelves, kept.store, kept.merging))
     recorder = taking.recorder
     missing = _missing(node, store, taking)
     hands = Hands(
@@ -192,7 +191,7 @@ def connect(
     return service
 
 
-def _taking(node: Node, store: InterimStore, dispatcher: Dispatcher, records: RecordStore) -> Taking:
+def _taking(node: Node, store: InterimStore, dispatcher: Dispatcher, records: RecordEvents) -> Taking:
     names = RecordingNames(node.clock)
     contacts = ContactTable(names)
     journal = Journal(f"{node.root}/journal", node.files, node.commits, node.clock)
@@ -207,7 +206,7 @@ def _taking(node: Node, store: InterimStore, dispatcher: Dispatcher, records: Re
         contacts=contacts,
         replay=replay,
         trail=node.trail,
-        records=RecordEvents(node.shelves, records),
+        records=records,
     )
     return Taking(contacts=contacts, journal=journal, replay=replay, recorder=recorder, chats=chats, events=events)
 

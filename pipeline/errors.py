@@ -231,6 +231,12 @@ class RecordChangedError(RefuseError):
     reason = "version-conflict"
 
 
+class RecordBusyError(DeferError):
+    """A record is being changed by others all the time. Nothing was changed; try again."""
+
+    reason = "record-busy"
+
+
 class NoSuchRecordError(RefuseError):
     """There is no such record, class or scope for the caller."""
 

@@ -16,6 +16,7 @@ from pipeline.intake.subjects import SubjectRoutes
 from pipeline.legalholds import keeps_all
 from pipeline.node import Node
 from pipeline.ports import EventSink
+from pipeline.records.merging import Merging
 from pipeline.records.publishing import RecordPublisher
 from pipeline.records.rows import RecordEngine
 from pipeline.records.search import SearchIndexes
@@ -30,6 +31,7 @@ class RecordParts:
     """What serves records, and what does by itself what has to be done."""
 
     store: RecordStore
+    merging: Merging
     routes: RecordRoutes
     subjects: SubjectRoutes
     sweeper: Sweeper
@@ -61,6 +63,7 @@ def record_parts(node: Node, engine: RecordEngine, check_room: CheckRoom, sinks:
 
     return RecordParts(
         store=store,
+        merging=Merging(engine, node.clock),
         routes=RecordRoutes(settings.http, node.shelves, store, search),
         subjects=SubjectRoutes(settings.http, subjects, backups),
         sweeper=Sweeper(node.shelves, engine, node.commits, node.trail, node.clock, is_held),

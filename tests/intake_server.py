@@ -20,6 +20,7 @@ from pipeline.intake.recordevents import RecordEvents
 from pipeline.intake.records import RecordRoutes
 from pipeline.intake.subjects import SubjectRoutes
 from pipeline.intake.unrepeated import Unrepeated
+from pipeline.records.merging import Merging
 from pipeline.settings import HttpSettings
 from tests.records_fixture import Records, records_over
 from tests.store_fixture import MARKER, Node, World, instance, node
@@ -131,7 +132,7 @@ def world_at(root: Path, **limits: Any) -> World:
 async def serving(world: World, **settings: Any) -> AsyncIterator[Server]:
     async with node(world) as process, records_over(process) as records:
         ready = [True]
-        process.events._records = RecordEvents(records.shelves, records.store)
+        process.events._records = RecordEvents(records.shelves, records.store, Merging(records.engine, world.clock))
         app = HttpIntake(
             unrepeated=Unrepeated(),
             settings=HttpSettings(**settings),

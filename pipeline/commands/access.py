@@ -71,6 +71,11 @@ class Access:
         client = await self._reached().get("kms", instance.kms_key_arn.split(":")[3], self._role(instance))
         return AwsKeyService(client, partial(self._audit, instance))
 
+    async def service_keys(self, instance: Instance, key_arn: str) -> AwsKeyService:
+        """Give the key service for the operator's own KMS key, used for one instance: no role is taken on for that."""
+        client = await self._reached().get("kms", key_arn.split(":")[3])
+        return AwsKeyService(client, partial(self._audit, instance))
+
     async def granted_keys(self, instance: Instance) -> GrantedKeys:
         """Give the key service as the service itself uses it: with the tokens of grants that are new."""
         return GrantedKeys(await self.keys(instance), self.grants(instance), self.clock)

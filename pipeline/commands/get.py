@@ -47,6 +47,9 @@ def get(
     reason: Annotated[
         str | None, typer.Option(metavar="TEXT", show_default=False, help="Why: it stands in the audit log.")
     ] = None,
+    metadata: Annotated[
+        bool, typer.Option("--metadata", help="What is known of its contact instead, as JSON: numbers, attributes.")
+    ] = False,
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
     as_json: JsonOption = False,
@@ -62,12 +65,39 @@ def get(
         raise typer.BadParameter("give a file: plaintext goes to no terminal, and not among JSON", param_hint="-o")
     bounds = _bounds(byte_range)
     site = open_site(config, state_dir)
+    if metadata:
+        if byte_range is not None or origin is not Origin.AUTO:
+            raise typer.BadParameter("metadata has no ranges, and is in no bucket", param_hint="--metadata")
+        _write_metadata(site, wanted, generation, output, reason, as_json=as_json)
+        return
     answer = anyio.run(_get, site, wanted, generation, origin, bounds, output, reason)
     if as_json:
         screen.emit(answer)
     else:
         checked = "SHA-256 compared" if answer["compared"] else "a part, so not compared as a whole"
         screen.note(f"{answer['bytes']} bytes from the {answer['from']}; {checked}")
+
+
+def _write_metadata(
+    site: Site, wanted: UUID, generation: int | None, output: Path | None, reason: str | None, *, as_json: bool
+) -> None:
+    import anyio
+    import msgspec
+
+    from pipeline.commands.contacts import metadata_of
+    from pipeline.commands.records import write_file
+    from pipeline.records.contactmerge import shown
+
+    record = anyio.run(metadata_of, site, wanted, generation, reason)
+    body = msgspec.json.format(msgspec.json.encode(shown(record.body))) + b"\n"
+    if output is None:
+        sys.stdout.buffer.write(body)
+    else:
+        write_file(output, body)
+    if as_json:
+        screen.emit({"contact": record.id, "version": record.version, "bytes": len(body)})
+    else:
+        screen.note(f"metadata of contact {record.id}, version {record.version}")
 
 
 def _bounds(text: str | None) -> tuple[int, int | None]:

@@ -17,7 +17,7 @@ from pipeline.commands.options import (
     StateDirOption,
     open_site,
 )
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, RefuseError
 
 if TYPE_CHECKING:
     from pipeline.interim.states import ArtifactName
@@ -43,11 +43,25 @@ def ls(
     flags: Annotated[
         bool, typer.Option("--flags", help="Open the manifests of sealed ones, for what is odd about them.")
     ] = False,
+    contact: Annotated[
+        str | None, typer.Option(metavar="ID", show_default=False, help="Recordings of this contact only.")
+    ] = None,
+    number: Annotated[
+        bool, typer.Option("--number", help="Of contacts that have the number on standard input: it is personal.")
+    ] = False,
+    metadata: Annotated[
+        bool, typer.Option("--metadata", help="Add what is known of each one's contact, but for numbers and names.")
+    ] = False,
+    reason: Annotated[
+        str | None, typer.Option(metavar="TEXT", show_default=False, help="Why contacts are opened: is recorded.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List recordings that are held here, and the receipts of those delivered lately. Opens nothing without --flags.
+    """List recordings that are held here, and the receipts of those delivered lately. Opens nothing by itself.
 
-    A receipt says what was odd about its recording, as SUSPECT_EMPTY; a sealed artifact only in its manifest.
+    --flags, --contact, --number and --metadata do. While a KMS key can't be used everything is still listed that its
+    name tells, with the reason. A receipt says what was odd about its recording, as SUSPECT_EMPTY; a sealed artifact
+    only in its manifest.
     """
     site = open_site(config, state_dir)
     wanted = site.find(instance)
@@ -60,6 +74,8 @@ def ls(
     ]
     if flags:
         _add_flags(site, found)
+    if contact is not None or number or metadata:
+        found = _joined(site, found, contact, metadata=metadata, reason=reason, by_number=number)
     rows = [row for _, row in found]
     if as_json:
         for row in rows:
@@ -141,6 +157,42 @@ def _add_flags(site: Site, found: "Sequence[tuple[ArtifactName, dict[str, Any]]]
             sealed[name]["quality"] = quality
 
 
+def _joined(
+    site: Site,
+    found: "list[tuple[ArtifactName, dict[str, Any]]]",
+    contact: str | None,
+    *,
+    metadata: bool,
+    reason: str | None,
+    by_number: bool,
+) -> "list[tuple[ArtifactName, dict[str, Any]]]":
+    import anyio
+
+    from pipeline.commands.contacts import joined
+    from pipeline.commands.options import standard_input
+
+    number = None
+    if by_number:
+        number = standard_input().read1(4096).decode(errors="replace").strip()
+        if not number:
+            raise RefuseError("a number is expected on standard input", field="--number")
+
+    async def join() -> "tuple[list[tuple[ArtifactName, dict[str, Any]]], int]":
+        return await joined(site, found, contact=contact, number=number, metadata=metadata, reason=reason)
+
+    kept, untold = anyio.run(join)
+    if untold:
+        screen.note(f"{untold} more may be among them: their contacts can't be told now")
+    return kept
+
+
+def _contact(row: Mapping[str, Any]) -> str:
+    known = row.get("metadata", {})
+    said = [row.get("contact"), known.get("eventType"), known.get("initiationMethod"), known.get("initiationTimestamp")]
+    problem = row.get("metadataProblem") or row.get("contactProblem")
+    return " ".join([str(each) for each in said if each] + ([f"({problem})"] if problem else []))
+
+
 def _remark(row: Mapping[str, Any]) -> str:
     flags = " ".join(row.get("quality", ()))
     if "bucket" in row:
@@ -149,4 +201,4 @@ def _remark(row: Mapping[str, Any]) -> str:
         where = f"held: {row['heldReason']}"
     else:
         where = str(row.get("poison") or row.get("problem") or "")
-    return f"{where} {flags}".strip()
+    return " ".join(filter(None, (where, flags, _contact(row))))

@@ -1,22 +1,34 @@
-"""Events that are records go where records are, and not into the journal: their class decides by what key they lie."""
+"""Events that are records go where records are, and not into the journal: their class decides by what key they lie.
+
+Contact events go into the journal, and before that what they say of their contact is merged into its metadata. So an
+event that is acknowledged is in both, and one that is not comes again, which changes nothing. They are not read from
+the journal for this: what was erased must not come back from there.
+"""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 
 from pipeline.errors import NoSuchRecordError
-from pipeline.events import Incoming
+from pipeline.events import ContactEvent, Incoming
+from pipeline.intake.contacts import object_contact
+from pipeline.records.contactmerge import merged
 from pipeline.records.events import RecordEvent, record_of
+from pipeline.records.merging import Merging
 from pipeline.records.shelves import Shelf, Shelves
 from pipeline.records.store import RecordStore
 from pipeline.tenants import Tenant
+
+CONTACT_METADATA = "contact_metadata"
 
 
 class RecordEvents:
     """Takes the records among events."""
 
-    def __init__(self, shelves: Shelves, store: RecordStore) -> None:
+    def __init__(self, shelves: Shelves, store: RecordStore, merging: Merging) -> None:
         self._shelves = shelves
         self._store = store
+        self._merging = merging
 
     async def take(self, tenant: Tenant, incoming: Sequence[Incoming]) -> list[Incoming]:
         """Put the records among events, in order; give the other events. A repeat puts the same again.
@@ -42,7 +54,20 @@ class RecordEvents:
                     await self._store.delete(tenant.instance, shelf, record.draft.id)
             else:
                 await self._store.put_all(tenant.instance, shelf, [record.draft for _, record in pairs])
+        await self._merge(tenant, [event for event in others if isinstance(event, ContactEvent)])
         return others
+
+    async def _merge(self, tenant: Tenant, events: Sequence[ContactEvent]) -> None:
+        """Keep what events say of their contacts. A service without a KMS key of its own keeps none of it."""
+        instance_id = tenant.instance.instance_id
+        mine = (shelf for (of_class, _), shelf in self._shelves.of(instance_id).items() if of_class == CONTACT_METADATA)
+        shelf = next(mine, None)
+        if not events or shelf is None or shelf.keys is None:
+            return
+        contacts: dict[str, list[ContactEvent]] = {}
+        for event in events:
+            contacts.setdefault(object_contact(event.contact, instance_id)[0], []).append(event)
+        await self._merging.merge(shelf, {contact: partial(merged, events=some) for contact, some in contacts.items()})
 
     def _shelf(self, tenant: Tenant, record: RecordEvent, number: int) -> Shelf:
         instance = tenant.instance.instance_id

@@ -95,7 +95,11 @@ _ROWS = (
         fields=(
             _NUMBERS,
             Field(name="customer", normal=Normal.TEXT, paths=("CustomerId", "Attributes.CustomerId")),
-            Field(name="contact", normal=Normal.EXACT, paths=("InitialContactId", "RelatedContactId")),
+            Field(
+                name="contact",
+                normal=Normal.EXACT,
+                paths=("ContactId", "InitialContactId", "PreviousContactId", "RelatedContactId"),
+            ),
         ),
         key_change=KeyChange.SERVICE_ROTATES,
         audit=_audit(Audit.OPENINGS),

@@ -220,7 +220,7 @@ class RecordStore:
             tag = next((each for each in known if each in there), known[0])
             version = there.get(tag, 0)
             condition.check(version)
-            changes.append(_change(shelf, draft, subjects.get(draft.subject, key), blind[0], tag, version, now))
+            changes.append(next_version(shelf, draft, subjects.get(draft.subject, key), blind[0], tag, version, now))
             there[tag] = version + 1
         return changes
 
@@ -295,7 +295,7 @@ class RecordStore:
         )
 
 
-def _change(
+def next_version(
     shelf: Shelf, ready: Checked, key: DataKey, blind: BlindKey, tag: bytes, version: int, now: datetime
 ) -> RowChange:
     """Seal a draft as the next version of its record."""
