@@ -81,7 +81,7 @@ class Contacts:
         field = shelf.scope.policy.field(NUMBER)
         assert field is not None
         wanted = finding.normal(field.normal, number)
-        digests = [(NUMBER, key.digest(f"index/{NUMBER}", wanted)) for key in await shelf.blind()]
+        digests = [key.digest(f"index/{NUMBER}", wanted) for key in await shelf.blind()]
         rows = await self._opened().found(shelf.scope.shelf, digests, PAGE)
         found = [each for each in await self._records(shelf, rows) if (field, wanted) in entries_of(shelf, each)]
         await self._tell(instance, found)
