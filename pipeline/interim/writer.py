@@ -141,6 +141,7 @@ class ArtifactWriter:
         self._buffers = buffers
         self._admit = admit
         self._on_failure = on_failure
+        self._taken_bytes = digests.size_bytes
         self._waiting: deque[bytearray | memoryview] = deque()
         self._waiting_bytes = 0
         self._behind: _Behind | None = None
@@ -151,7 +152,7 @@ class ArtifactWriter:
     @property
     def size_bytes(self) -> int:
         """Media taken so far."""
-        return self.digests.size_bytes + self._waiting_bytes
+        return self._taken_bytes
 
     @property
     def end(self) -> int:
@@ -313,6 +314,7 @@ class ArtifactWriter:
         except BaseException:  # as above
             await self._fail()
             raise
+        self._waiting_bytes -= size_bytes
 
     def _seal_records(self, kind: SegmentType, records: Sequence[bytes]) -> None:
         sealed = []
@@ -336,6 +338,7 @@ class ArtifactWriter:
             self._buffers.release(out)
 
     def _wait_with(self, chunk: bytes) -> None:
+        self._taken_bytes += len(chunk)
         self._waiting_bytes += len(chunk)
         last = self._waiting[-1] if self._waiting else None
         if len(chunk) >= _SMALL:
@@ -355,5 +358,4 @@ class ArtifactWriter:
                 part = part[:wanted]
             parts.append(part)
             wanted -= len(part)
-        self._waiting_bytes -= size_bytes
         return parts

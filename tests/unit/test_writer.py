@@ -14,7 +14,8 @@ from awscrt import checksums
 from pipeline.crypt.segments import SEGMENT_LIMIT, SegmentType
 from pipeline.errors import StoreFullError, StoreIoError, WriterClosedError
 from pipeline.interim.reader import ArtifactReader
-from pipeline.interim.writer import INLINE_LIMIT, ArtifactWriter
+from pipeline.interim.writer import INLINE_LIMIT, ArtifactWriter, Digests
+from pipeline.ports import Buffer
 from tests.store_fixture import HOUR_S, MARKER, Node, WatchedDisk, World, node, settled, source
 
 MIB = 1024 * 1024
@@ -55,6 +56,25 @@ async def test_nothing_is_durable_before_a_sync_and_everything_is_after_it(tmp_p
         await writer.append(b"def")
         await writer.sync()
         assert ("sync_directory", str(Path(writer.path).parent)) not in process.files.done
+
+
+async def test_what_is_being_sealed_counts_as_taken_and_not_as_written(tmp_path: Path) -> None:
+    """A sync seals in a thread of its own: who asks meanwhile how long the body is must not miss those bytes."""
+    async with node(World(root=tmp_path)) as process:
+        writer = await writer_of(process)
+        seen = []
+
+        class Watched(Digests):
+            def update(self, data: Buffer) -> None:
+                seen.append((writer.size_bytes, writer.is_dirty))
+                super().update(data)
+                seen.append((writer.size_bytes, writer.is_dirty))
+
+        writer.digests = Watched()
+        await writer.append(bytes(INLINE_LIMIT + 1))
+        await writer.sync()
+        assert seen == [(INLINE_LIMIT + 1, True)] * 2
+        assert (writer.size_bytes, writer.is_dirty) == (INLINE_LIMIT + 1, False)
 
 
 SIZES = [1, 16 * 1024, INLINE_LIMIT - 1, INLINE_LIMIT, INLINE_LIMIT + 1, MIB - 1, MIB, MIB + 1, 2 * MIB, 2 * MIB + 1]
