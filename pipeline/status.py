@@ -185,7 +185,7 @@ def status_event(
         "instanceArn": instance.arn,
         "recordingId": str(recording_id),
         "generation": generation,
-        "quality": [flag for flag in Quality if flag in quality],
+        "quality": [flag for flag in Quality if flag in quality] if quality else [],
         "heldReason": held if status is Status.COMPLETED else None,
         "recordingInfo": _recording_info(facts, _TELLS[status]),
         "failureInfo": _failure_info(failure) if status is Status.FAILED else None,
@@ -224,8 +224,8 @@ def _failure_info(failure: Failure | None) -> dict[str, str]:
 
 
 def _seconds(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
 
 
 def _milliseconds(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"

@@ -119,6 +119,7 @@ async def open_client(
             client.meta.events.register(answered, chain.learn)
         if service == "s3":
             client.meta.events.register_last("before-parameter-build.s3", _stay_in_region)
+            _remember_endpoints(client)
         yield client
 
 
@@ -204,12 +205,23 @@ def _learn_time(http_response: Any, parsed: dict[str, Any], context: dict[str, A
 
 
 class _TimedSigner:
-    """Signs with the time of the server, where that is known to be another. Goes before a signer of botocore's."""
+    """Signs with the time of the server, where that is known to be another. Goes before a signer of botocore's.
+
+    One signer signs one request.
+    """
+
+    _to_sign: Any = None
 
     def _modify_request_before_signing(self, request: Any) -> None:
         if _ahead and (ahead := _ahead.get(urlsplit(request.url).netloc)):
             request.context["timestamp"] = (datetime.now(UTC) + ahead).strftime(botocore.auth.SIGV4_TIMESTAMP)
         super()._modify_request_before_signing(request)  # type: ignore[misc]  # of the signer behind
+
+    def headers_to_sign(self, request: Any) -> Any:
+        """Choose the headers once: botocore asks for the request's canonical form, and again to name them."""
+        if self._to_sign is None:
+            self._to_sign = super().headers_to_sign(request)  # type: ignore[misc]
+        return self._to_sign
 
 
 class _Signer(_TimedSigner, botocore.auth.SigV4Auth):
@@ -226,6 +238,24 @@ def _sign_in_python() -> None:
     The native signer copies each body and comes back for it in pieces of 4 KiB: twice the time for an 8 MiB part.
     """
     botocore.auth.AUTH_TYPE_MAPS.update({"v4": _Signer, "s3v4": _S3Signer})
+
+
+def _remember_endpoints(client: Any) -> None:
+    """Work out once for each operation and bucket where its requests go, not once for each request.
+
+    Nothing else decides it here: no access points, no redirects to other Regions, one endpoint for each client.
+    """
+    resolver = client._ruleset_resolver  # noqa: SLF001  # there is no other way in
+    resolve = resolver.construct_endpoint
+    known: dict[tuple[str, str | None], Any] = {}
+
+    async def remembered(operation_model: Any, call_args: Any, request_context: Any) -> Any:
+        place = operation_model.name, (call_args or {}).get("Bucket")
+        if (found := known.get(place)) is None:
+            found = known[place] = await resolve(operation_model, call_args, request_context)
+        return found
+
+    resolver.construct_endpoint = remembered
 
 
 def _stay_in_region(context: dict[str, Any], **_: object) -> None:
