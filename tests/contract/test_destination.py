@@ -223,7 +223,7 @@ OPENERS = [
     pytest.param(strict, id="strict"),
     pytest.param(moto, id="moto"),
     pytest.param(seaweedfs, id="seaweedfs", marks=pytest.mark.aws),
-    pytest.param(localstack, id="localstack", marks=pytest.mark.aws),
+    pytest.param(localstack, id="localstack", marks=[pytest.mark.aws, pytest.mark.slow]),
 ]
 Opener = Callable[[Path], contextlib.AbstractAsyncContextManager[Bench]]
 

@@ -88,7 +88,7 @@ async def in_moto(tmp_path: Path) -> AsyncIterator[Bench]:
 Opener = Callable[[Path], contextlib.AbstractAsyncContextManager[Bench]]
 STATEFUL = [
     pytest.param(key_server, id="key-server"),
-    pytest.param(in_localstack, id="localstack", marks=pytest.mark.aws),
+    pytest.param(in_localstack, id="localstack", marks=[pytest.mark.aws, pytest.mark.slow]),
 ]
 ALL = [*STATEFUL, pytest.param(in_moto, id="moto")]
 

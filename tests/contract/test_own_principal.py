@@ -51,6 +51,7 @@ async def test_moto_tells_it_too() -> None:
 
 
 @pytest.mark.aws
+@pytest.mark.slow
 async def test_localstack_tells_it_too(tmp_path: Path) -> None:
     async with localstack(tmp_path) as endpoint, open_client("sts", endpoint) as sts:
         await sts.get_caller_identity()  # the first call waits for the service to be loaded

@@ -189,7 +189,7 @@ Opener = Callable[[Path], contextlib.AbstractAsyncContextManager[Bench]]
         pytest.param(strict, id="strict"),
         pytest.param(moto, id="moto"),
         pytest.param(seaweedfs, id="seaweedfs", marks=pytest.mark.aws),
-        pytest.param(localstack, id="localstack", marks=pytest.mark.aws),
+        pytest.param(localstack, id="localstack", marks=[pytest.mark.aws, pytest.mark.slow]),
     ],
 )
 async def test_a_bucket_is_encrypted_anew(opener: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
