@@ -88,7 +88,7 @@ class FileSystem(Protocol):
     def lock(self, handle: int) -> None:
         """Hold a file as this handle's alone, among processes too, until `unlock` or `close`.
 
-        Raises `StoreBusyError` if another one does not let it go within a second.
+        Raises `StoreBusyError` if another one does not let it go within two seconds. They get it in turns.
         """
         ...
 

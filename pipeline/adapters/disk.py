@@ -8,8 +8,10 @@ import ctypes
 import errno
 import fcntl
 import os
+import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from pipeline.errors import HaltError, StoreBlockedError, StoreBusyError, StoreFullError, StoreIoError
 from pipeline.ports import Buffer
@@ -18,8 +20,11 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _BUSY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _BLOCKED = frozenset({errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP})
 _IOV_MAX = 512
-_LOCK_PATIENCE_S = 1.0
+_LOCK_PATIENCE_S = 1.75
+"""For a lock that others let go after a write and a sync; what needs it is refused before 2 s are over."""
+_STORE_PATIENCE_S = 1.0
 _LOCK_FIRST_S, _LOCK_MOST_S = 0.0005, 0.02
+_TURN_AT = 2**62
 """Between two looks whether a lock is free."""
 _LARGE = 512 * 1024
 _WRITE = 2
@@ -135,19 +140,13 @@ class Disk:
             raise
 
     def lock(self, handle: int) -> None:
-        deadline, wait_s = time.monotonic() + _LOCK_PATIENCE_S, _LOCK_FIRST_S
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise StoreBusyError("another process keeps a file locked; ask again in a moment") from error
-                time.sleep(wait_s)
-                wait_s = min(2 * wait_s, _LOCK_MOST_S)
-            except OSError as error:
-                raise StoreIoError("could not lock a file") from error
-            else:
-                return
+        deadline = time.monotonic() + _LOCK_PATIENCE_S
+        # Whoever waits keeps the next turn: one who lets go and asks again at once can't be before it for ever.
+        _patiently(deadline, partial(_turn, handle, fcntl.F_WRLCK))
+        try:
+            _patiently(deadline, partial(fcntl.flock, handle, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        finally:
+            _turn(handle, fcntl.F_UNLCK)
 
     def unlock(self, handle: int) -> None:
         with contextlib.suppress(OSError):
@@ -203,6 +202,33 @@ class Disk:
             return facts.f_favail if facts.f_files else None
 
 
+def _patiently(deadline: float, take: Callable[[], None]) -> None:
+    """Take what others have, as soon as they let it go. Raises `StoreBusyError` at the deadline, `StoreIoError`."""
+    wait_s = _LOCK_FIRST_S
+    while True:
+        try:
+            take()
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise StoreBusyError("another process keeps a file locked; ask again in a moment") from error
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, _LOCK_MOST_S)
+        except OSError as error:
+            raise StoreIoError("could not lock a file") from error
+        else:
+            return
+
+
+def _turn(handle: int, wanted: int) -> None:
+    """Take, or give back, the turn to lock a file: a lock on one byte far behind its end (fcntl(2), F_OFD_SETLK)."""
+    try:
+        fcntl.fcntl(handle, fcntl.F_OFD_SETLK, struct.pack("@hhqqi0q", wanted, os.SEEK_SET, _TURN_AT, 1, 0))
+    except OSError as error:
+        if error.errno in {errno.EAGAIN, errno.EACCES}:
+            raise BlockingIOError(error.errno, "taken") from error
+        # A file system without such locks: whoever asks first when it is free gets it.
+
+
 @contextlib.contextmanager
 def _directory(path: str) -> Iterator[int | None]:
     """Open a directory for listing; None if it is not there."""
@@ -253,7 +279,7 @@ def locked(path: str) -> Iterator[int]:
 
 def _take(handle: int) -> None:
     """Lock a file. Whoever only looks (`holder`) has it for a moment, hence the patience."""
-    deadline = time.monotonic() + _LOCK_PATIENCE_S
+    deadline = time.monotonic() + _STORE_PATIENCE_S
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

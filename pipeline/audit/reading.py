@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from pipeline.audit.appender import LOCK
@@ -51,13 +51,21 @@ def snapshot(files: FileSystem, directory: str, *, sync: bool = False) -> Snapsh
         found = tuple(file_names(files.names(directory)))
         if not found:
             return Snapshot(directory, (), 0)
-        handle = files.open(f"{directory}/{found[-1]}", write=sync)
-        try:
-            if sync:
-                files.sync(handle)
-            return Snapshot(directory, found, files.size(handle))
-        finally:
-            files.close(handle)
+        with _opened(files, f"{directory}/{found[-1]}") as handle:
+            seen = Snapshot(directory, found, files.size(handle))
+    if sync:  # no writer waits for this: what it appends meanwhile is behind what was seen
+        with _opened(files, f"{directory}/{found[-1]}", write=True) as handle:
+            files.sync(handle)
+    return seen
+
+
+@contextmanager
+def _opened(files: FileSystem, path: str, *, write: bool = False) -> Iterator[int]:
+    handle = files.open(path, write=write)
+    try:
+        yield handle
+    finally:
+        files.close(handle)
 
 
 def lines(files: FileSystem, seen: Snapshot, start: int = 0, offset: int = 0) -> Iterator[Line]:

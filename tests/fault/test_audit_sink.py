@@ -1,7 +1,8 @@
 """S-34, S-35: while an audit log can't be written to nothing is opened, and intake is refused; no person is in it.
 
 A refusal comes at once, from a name that is looked up or a write that fails; the one wait there is, for a lock, ends
-after a second (`test_audit_appender`). An alarm is raised, other instances go on, and all goes on once the log is back.
+before two seconds are over (`test_audit_appender`). An alarm is raised, other instances go on, and all goes on once the
+log is back.
 """
 
 import json

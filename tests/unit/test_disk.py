@@ -1,13 +1,14 @@
 import errno
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 
 from pipeline.adapters import disk as disk_module
 from pipeline.adapters.disk import Disk, holder, locked
-from pipeline.errors import HaltError, StoreFullError, StoreIoError
+from pipeline.errors import HaltError, StoreBusyError, StoreFullError, StoreIoError
 
 DISK = Disk()
 
@@ -176,3 +177,39 @@ def test_free_inodes_are_as_the_system_counts_them(tmp_path: Path) -> None:
     free, facts = DISK.free_inodes(str(tmp_path)), os.statvfs(tmp_path)
     assert (free is None) == (facts.f_files == 0)
     assert free is None or abs(free - facts.f_favail) < 100_000
+
+
+def test_whoever_waits_for_a_lock_gets_it_before_one_who_lets_go_and_asks_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that appends without a pause must not keep the others out."""
+    disk, waits, greedy_done = Disk(), threading.Event(), threading.Event()
+    disk.close(disk.create(f"{tmp_path}/lock"))
+    mine, other = (disk.open(f"{tmp_path}/lock", write=True) for _ in range(2))
+    got: list[str] = []
+
+    def sleep(_seconds: float) -> None:
+        waits.set()
+        assert greedy_done.wait(10)
+
+    def wait() -> None:
+        disk.lock(other)
+        got.append("who waited")
+        disk.unlock(other)
+
+    disk.lock(mine)
+    monkeypatch.setattr("pipeline.adapters.disk.time.sleep", sleep)
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert waits.wait(10)
+    disk.unlock(mine)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.adapters.disk._LOCK_PATIENCE_S", -1.0)
+        with pytest.raises(StoreBusyError):
+            disk.lock(mine)
+    greedy_done.set()
+    thread.join(10)
+    assert got == ["who waited"]
+    disk.lock(mine)  # its turn was given back
+    disk.close(mine)
+    disk.lock(other)
