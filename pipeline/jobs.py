@@ -22,7 +22,7 @@ import msgspec
 import structlog
 from msgspec import Meta, Struct
 
-from pipeline.errors import DeferError, PipelineError, RejectError
+from pipeline.errors import DeferError, PipelineError, RefuseError, RejectError
 from pipeline.ids import InstanceId, new_artifact_id
 from pipeline.interim.commit import Commit, GroupCommit
 from pipeline.interim.logs import LogLine
@@ -94,6 +94,8 @@ class Report(Struct, frozen=True, kw_only=True, rename="camel"):
     """What it waits for, or why it failed."""
     outcome: dict[str, Any] = {}
     """What its handler says at the end."""
+    refused: bool = False
+    """It failed because it was wrong, or forbidden, to ask for it."""
     changed_at: Annotated[datetime, Meta(tz=True)]
 
 
@@ -274,7 +276,8 @@ class Jobs:
             return await self._deferred(ask, progress, str(error))
         except PipelineError as error:
             said = error.outcome if isinstance(error, JobFailedError) else {}
-            return await self._ended(ask, progress, JobStatus.FAILED, said, str(error))
+            refused = isinstance(error, RefuseError)
+            return await self._ended(ask, progress, JobStatus.FAILED, said, str(error), refused=refused)
         except Exception:
             # A bug must not stop the service; its job waits, and is seen to.
             log.exception("jobs.bug", job=str(ask.job_id), verb=ask.verb)
@@ -294,7 +297,14 @@ class Jobs:
         return await self._write(ask, JobStatus.WAITING, progress.done, progress.total, why)
 
     async def _ended(
-        self, ask: Ask, progress: Progress, status: JobStatus, outcome: Mapping[str, Any], why: str | None
+        self,
+        ask: Ask,
+        progress: Progress,
+        status: JobStatus,
+        outcome: Mapping[str, Any],
+        why: str | None,
+        *,
+        refused: bool = False,
     ) -> Report:
         line = self._trail.changed(
             ask.instance,
@@ -308,7 +318,7 @@ class Jobs:
         )
         self._pauses.pop(ask.job_id, None)
         log.info("jobs.ended", job=str(ask.job_id), verb=ask.verb, status=status, detail=why)
-        return await self._write(ask, status, progress.done, progress.total, why, outcome, (line,))
+        return await self._write(ask, status, progress.done, progress.total, why, outcome, (line,), refused=refused)
 
     async def _write(
         self,
@@ -319,6 +329,8 @@ class Jobs:
         message: str | None = None,
         outcome: Mapping[str, Any] | None = None,
         lines: tuple[LogLine, ...] = (),
+        *,
+        refused: bool = False,
     ) -> Report:
         report = Report(
             job_id=ask.job_id,
@@ -327,6 +339,7 @@ class Jobs:
             total=total,
             message=message,
             outcome=dict(outcome or {}),
+            refused=refused,
             changed_at=self._clock.now(),
         )
         file = self.folder.report_path(ask), msgspec.json.encode(report)

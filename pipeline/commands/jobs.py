@@ -56,7 +56,7 @@ def end(report: "Report") -> None:
             return
         case JobStatus.FAILED:
             screen.note(f"pipeline: {report.message}")
-            raise typer.Exit(ExitCode.FOUND)
+            raise typer.Exit(ExitCode.REFUSED if report.refused else ExitCode.FOUND)
         case _:
             why = report.message or "the service has not come to it yet"
             screen.note(f"pipeline: {why}. The service goes on with it by itself; ask again to see")

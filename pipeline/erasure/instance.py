@@ -37,7 +37,7 @@ from pipeline.instances import Instance, file_name, parse, render
 from pipeline.interim.commit import Commit
 from pipeline.interim.logs import LogLine
 from pipeline.interim.states import ArtifactName, State
-from pipeline.jobs import Ask, JobFailedError, Progress
+from pipeline.jobs import Ask, Progress
 from pipeline.legalholds import load_legal_holds
 
 VERB = "erase-instance"
@@ -79,9 +79,7 @@ class InstanceErasure:
             name for name in await anyio.to_thread.run_sync(_listed, places) if name.standing is not State.DELIVERED
         ]
         if held and not forced:
-            raise JobFailedError(
-                f"{len(held)} undelivered recordings of it are held. Deliver them first, or give --force"
-            )
+            raise RefuseError(f"{len(held)} undelivered recordings of it are held. Deliver them first, or give --force")
         tenant = bench.tenants.get(ask.instance)
         instance = None if tenant is None else tenant.instance
         erasure = Erasure(

@@ -24,7 +24,7 @@ from pipeline.ids import KeyId
 from pipeline.interim.reader import read_head
 from pipeline.interim.states import ArtifactName
 from pipeline.interim.survey import survey
-from pipeline.jobs import Ask, JobFailedError, Progress, new_ask
+from pipeline.jobs import Ask, Progress, new_ask
 from pipeline.legalholds import LegalHold, place, release
 from pipeline.records.rows import RecordEngine
 from pipeline.records.shelves import Shelves
@@ -196,7 +196,7 @@ def test_undelivered_recordings_are_not_erased_unless_that_is_meant(tmp_path: Pa
     async def story() -> None:
         async with filled() as (process, _):
             before = dict(process.world.disk.tree())
-            with pytest.raises(JobFailedError, match="5 undelivered"):
+            with pytest.raises(RefuseError, match="5 undelivered"):
                 await erase_instance(process, tmp_path, ask(process.world, "erase-instance", force=False))
             assert process.world.disk.tree() == before
 

@@ -126,10 +126,10 @@ async def test_a_job_that_has_to_wait_stops_no_other_and_is_tried_again() -> Non
 
 
 @pytest.mark.parametrize(
-    ("error", "outcome"),
-    [(JobFailedError("mend it", {"side": "old"}), {"side": "old"}), (RefuseError("mend it"), {})],
+    ("error", "outcome", "refused"),
+    [(JobFailedError("mend it", {"side": "old"}), {"side": "old"}, False), (RefuseError("mend it"), {}, True)],
 )
-async def test_a_job_that_needs_a_person_is_over(error: Exception, outcome: dict[str, str]) -> None:
+async def test_a_job_that_needs_a_person_is_over(error: Exception, outcome: dict[str, str], refused: bool) -> None:
     bench, count = Bench(), Counting([error])
     ask = bench.ask()
     async with bench.jobs(count=count) as jobs:
@@ -137,6 +137,7 @@ async def test_a_job_that_needs_a_person_is_over(error: Exception, outcome: dict
         await jobs.once()
     report = bench.folder.report(ask)
     assert (report.status, report.message, report.outcome) == (JobStatus.FAILED, "mend it", outcome)
+    assert report.refused is refused
     assert len(count.calls) == 1
 
 
