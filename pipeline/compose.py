@@ -168,7 +168,13 @@ def connect(
             f"{node.root}/events", files, [each for _, each in publishers], settings.events_out.kept_bytes
         ),
         folder=ReceiptFolder(
-            store, taking.journal, node.tenants, clock, settings.store, partial(keeps_all, settings.config_dir)
+            store,
+            taking.journal,
+            node.tenants,
+            node.trail,
+            clock,
+            settings.store,
+            partial(keeps_all, settings.config_dir),
         ),
         missing=missing,
         upkeep=kept.upkeep,

@@ -142,6 +142,11 @@ def _tests(
         given = record.get("requestParameters")
         return given if isinstance(given, dict) else {}
 
+    def ids(given: dict[str, Any]) -> set[Any]:
+        several = given.get("artifacts")
+        about = [given, *(each for each in several if isinstance(each, dict))] if isinstance(several, list) else [given]
+        return {str(each.get(name)) for each in about for name in ("recordingId", "artifactId")}
+
     def arns(record: dict[str, Any]) -> list[Any]:
         named = [each.get("ARN") for each in record.get("resources", ()) if isinstance(each, dict)]
         return named + [value for name, value in details(record).items() if name.lower().endswith(("arn", "keyid"))]
@@ -150,7 +155,7 @@ def _tests(
         (since, lambda record: str(record.get("eventTime", "")) >= str(since)),
         (until, lambda record: str(record.get("eventTime", "")) < str(until)),
         (event, lambda record: record.get("eventName") == event),
-        (of, lambda record: str(of) in {details(record).get("recordingId"), details(record).get("artifactId")}),
+        (of, lambda record: str(of) in ids(details(record))),
         (data_key, lambda record: details(record).get("dataKeyId") == str(data_key)),
         (kms_key, lambda record: kms_key in arns(record)),
         (actor, lambda record: record.get("userIdentity", {}).get("arn") == actor),

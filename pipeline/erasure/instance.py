@@ -214,7 +214,7 @@ class InstanceErasure:
         store = self._bench.hands.store
         raw = await anyio.to_thread.run_sync(store.receipt, name)
         log = f"{self._bench.root}/receipts/{name.instance_id}/{self._bench.clock.now().date()}.jsonl"
-        await store.fold(name, raw, log)
+        await store.fold({name: raw}, log)
 
     async def _remove(self, erasure: Erasure, names: list[ArtifactName]) -> None:
         """As `InterimStore.drop`, many at once."""

@@ -6,7 +6,7 @@ segment.
 """
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
@@ -275,10 +275,13 @@ class InterimStore:
         """Write lines, durably. Raises `DeferError` if that can't be done: what they tell of must not be done then."""
         await self._commits.commit(Commit(lines=tuple(lines)))
 
-    async def fold(self, name: ArtifactName, receipt: bytes, log: str) -> None:
-        """Move an old receipt into the instance's receipt log."""
-        await self._commits.commit(Commit(lines=(LogLine(log, receipt),), unlinks=(self.path(name),)))
-        self.index.remove(name.artifact_id)
+    async def fold(self, receipts: Mapping[ArtifactName, bytes], log: str, lines: Sequence[LogLine] = ()) -> None:
+        """Move old receipts into their instance's receipt log; `lines` tell of it, and are durable before."""
+        moved = (LogLine(log, receipt) for receipt in receipts.values())
+        unlinks = tuple(self.path(name) for name in receipts)
+        await self._commits.commit(Commit(lines=(*lines, *moved), unlinks=unlinks))
+        for name in receipts:
+            self.index.remove(name.artifact_id)
 
     async def moves_done(self) -> None:
         """Wait until every move that is under way is in the index."""

@@ -4,6 +4,7 @@ Limits and timers are monotonic; wall time is for names and records only. What S
 over the wire elsewhere.
 """
 
+import json
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -15,13 +16,14 @@ import pytest
 from pipeline.adapters.clock import SystemClock
 from pipeline.caseless import parse_time
 from pipeline.delivery.proof import Receipt, Subject, verify, write_receipt
+from pipeline.errors import PipelineError
 from pipeline.ids import InstanceId, Kind, RecordingId
 from pipeline.interim.states import State
 from pipeline.ports import ObjectFacts, PutRequest
 from pipeline.receipts import ReceiptFolder
 from pipeline.settings import StoreSettings
 from pipeline.steady import Steady
-from tests.store_fixture import Node, World, node, source
+from tests.store_fixture import Node, WatchedDisk, World, node, source
 from tests.unit.keyring_fakes import ARN, A
 from tests.unit.test_event_intake import CONTACT, started, take
 from tests.watching import AFTER, JumpingClock, missing_watch
@@ -62,7 +64,13 @@ async def delivered(process: Node, source_id: str = "call-1") -> None:
 
 def folder(process: Node, held: Collection[InstanceId] = ()) -> ReceiptFolder:
     return ReceiptFolder(
-        process.store, process.journal, process.tenants, process.world.clock, StoreSettings(), held.__contains__
+        process.store,
+        process.journal,
+        process.tenants,
+        process.trail,
+        process.world.clock,
+        StoreSettings(),
+        held.__contains__,
     )
 
 
@@ -92,6 +100,31 @@ async def test_a_journal_stays_while_anything_of_its_instance_is_under_a_legal_h
         assert len(list((tmp_path / "journal" / str(A)).rglob("*.journal"))) == 1
         await folder(process).once()
         assert list((tmp_path / "journal" / str(A)).rglob("*.journal")) == []
+
+
+async def test_folding_is_recorded_before_a_receipt_leaves_and_a_record_names_all_it_tells_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.receipts.AT_ONCE", 2)
+    world, clock = world_at(tmp_path)
+    async with node(world) as process:
+        for number in range(3):
+            await delivered(process, f"call-{number}")
+        ids = {str(name.artifact_id) for name in process.store.index}
+        clock.advance(timedelta(hours=73).total_seconds())
+        assert isinstance(process.files, WatchedDisk)
+        process.files.refuse("append", "/audit/")
+        with pytest.raises(PipelineError):
+            await folder(process).once()
+        assert len(world.paths(".done")) == 3
+        assert await folder(process).once() == 3
+    texts = (path.read_text() for path in world.root.glob(f"audit/{A}/*.jsonl"))
+    lines = [json.loads(line) for text in texts for line in text.splitlines()]
+    told = [line["requestParameters"]["artifacts"] for line in lines if line["eventName"] == "ReceiptsFolded"]
+    assert [len(each) for each in told] == [2, 1]
+    assert {each["artifactId"] for batch in told for each in batch} == ids
+    (log,) = (tmp_path / "receipts" / str(A)).glob("*.jsonl")
+    assert {json.loads(line)["artifactId"] for line in log.read_text().splitlines()} == ids
 
 
 async def test_a_receipt_that_can_not_be_read_stops_no_other(tmp_path: Path) -> None:

@@ -317,7 +317,7 @@ def made_node(world: World) -> Node:
             commits,
             Backoff(timedelta(seconds=1), timedelta(seconds=20), chance.random),
         ),
-        folder=ReceiptFolder(store, journal, tenants, clock, world.store, lambda _instance: False),
+        folder=ReceiptFolder(store, journal, tenants, trail, clock, world.store, lambda _instance: False),
     )
 
 

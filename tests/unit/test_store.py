@@ -219,9 +219,9 @@ async def test_folded_receipts_stand_in_the_log_before_they_leave_the_store(tmp_
         log = tmp_path / "receipts" / "a.jsonl"
         process.files.refuse("sync", str(log))
         with pytest.raises(StoreIoError):
-            await process.store.fold(target, receipt_of(name), str(log))
+            await process.store.fold({target: receipt_of(name)}, str(log))
         assert world.names() == [target]
-        await process.store.fold(target, receipt_of(name), str(log))
+        await process.store.fold({target: receipt_of(name)}, str(log))
         assert world.names() == []
         assert log.read_bytes() == receipt_of(name) + b"\n"
         assert len(process.store.index) == 0
