@@ -140,6 +140,7 @@ def connect(
         commits=commits,
         tenants=node.tenants,
         holds=holds,
+        is_gone=node.is_gone,
         journal=taking.journal,
         recorder=recorder,
         sweep=_sweep(node, store, recorder, taking.chats),

@@ -166,6 +166,8 @@ class Node:
         self.shelves = Shelves(self._shelf_ring, self._shelf_grant)
         self.refused_files = 0
         """Instance files that could not be used when they were last read."""
+        self._there: set[str] | None = None
+        """Ids of the instances that have a file, served or not, when those were last read; None: nobody could tell."""
         self._configuring = anyio.Lock()
         self._key_clients: dict[tuple[InstanceId | None, str], Any] = {}
         """By whose keys they are, and Region; None: the service's own."""
@@ -200,6 +202,7 @@ class Node:
             unusable += instance_id not in serve or serve[instance_id] is known
         unusable += await self._take_back_untold(serve, before, bad | {str(each) for each in loaded.instances})
         self.refused_files = len(loaded.problems) + unusable
+        self._there = bad | {str(each) for each in loaded.instances} if loaded.is_there else None
         self.tenants.adopt(serve)
         await self._adopt_shelves()
         log.info("config.loaded", instances=len(serve), refused=self.refused_files)
@@ -239,6 +242,10 @@ class Node:
         """Give the same for an instance that is not configured any more."""
         client = await self.clients.get("kms", _region_of(key_arn), role_of(instance, self.settings))
         return AwsKeyService(client, partial(self._tell, instance))
+
+    def is_gone(self, instance: InstanceId) -> bool:
+        """Tell whether an instance was removed: it has no file any more, not even a bad one."""
+        return self._there is not None and str(instance) not in self._there
 
     def quota_of(self, instance: InstanceId) -> int | None:
         """Tell how many undelivered bytes an instance may hold."""

@@ -20,7 +20,9 @@ from pipeline.delivery.eventlogs import EventLogs
 from pipeline.delivery.holds import Holds
 from pipeline.delivery.keywatch import KeyWatch
 from pipeline.delivery.publisher import Publisher
+from pipeline.errors import DeferError
 from pipeline.health import Health
+from pipeline.ids import InstanceId
 from pipeline.intake.http import HttpIntake
 from pipeline.intake.journal import Journal
 from pipeline.intake.missing import MissingWatch
@@ -56,6 +58,8 @@ class Parts:
     commits: GroupCommit
     tenants: Tenants
     holds: Holds
+    is_gone: Callable[[InstanceId], bool]
+    """Whether an instance was removed from the configuration."""
     journal: Journal
     recorder: Recorder
     sweep: Sweep
@@ -118,6 +122,7 @@ class Service:
         """Look again at what is held, at poison that a person gave back, and for jobs: somebody told us to."""
         store, dispatcher = self._parts.store, self._parts.dispatcher
         dispatcher.add_all(returned(store.index, await anyio.to_thread.run_sync(store.moved_poison)))
+        await self._drop_holds()
         dispatcher.retry_now()
         self._parts.jobs.look()
 
@@ -171,6 +176,7 @@ class Service:
         parts = self._parts
         scanned = await anyio.to_thread.run_sync(parts.store.scan)
         parts.holds.load()
+        await self._drop_holds()
         await anyio.to_thread.run_sync(parts.missing.load)
         for (instance, key), (artifacts, size_bytes) in parts.store.index.by_data_key().items():
             tenant_of = parts.tenants.get(instance)
@@ -185,6 +191,13 @@ class Service:
             moved_aside=scanned.moved_aside,
             finished=scanned.finished,
         )
+
+    async def _drop_holds(self) -> None:
+        """Drop what is held of instances that were removed; what the disk refuses now is done the next time."""
+        try:
+            await self._parts.holds.drop_gone(self._parts.is_gone)
+        except DeferError as error:
+            log.warning("holds.deferred", reason=error.reason)
 
     def _stages(self) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
         parts = self._parts

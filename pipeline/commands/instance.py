@@ -358,6 +358,7 @@ async def _remove(site: Site, instance: "Instance", held: int, forced: str | Non
     from pipeline.commands.access import open_access
     from pipeline.commands.onboarding import retire_grants
     from pipeline.config import remove_instance
+    from pipeline.delivery.holds import remove_holds
 
     retired = 0
     async with open_access(site.settings) as access:
@@ -370,6 +371,7 @@ async def _remove(site: Site, instance: "Instance", held: int, forced: str | Non
         details = {"alias": instance.alias, "undelivered": held, "grantsRetired": retired, "reason": forced}
         await access.record(access.trail.changed(instance.instance_id, "InstanceRemoved", **details))
         await anyio.to_thread.run_sync(remove_instance, site.settings.config_dir, instance.instance_id)
+        await anyio.to_thread.run_sync(remove_holds, f"{site.root}/holds", access.files, instance.instance_id)
     return retired
 
 

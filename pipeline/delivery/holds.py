@@ -5,6 +5,7 @@ recording whose destination it is, or one data key whose ring file can't be used
 they stay sealed and go out in order when it ends.
 """
 
+from collections.abc import Callable
 from datetime import datetime
 from uuid import UUID
 
@@ -108,6 +109,18 @@ class Holds:
             del self._holds[instance, scope]
             return True
 
+    async def drop_gone(self, is_gone: Callable[[InstanceId], bool]) -> None:
+        """Drop the holds of instances that are gone, and their files: nothing waits for them any more.
+
+        Raises:
+            DeferError: it could not be done now; the next call does it.
+
+        """
+        async with self._lock:
+            for hold in [hold for hold in self._holds.values() if is_gone(InstanceId(hold.instance_id))]:
+                await self._commits.commit(Commit(unlinks=(self._path(hold),)))
+                del self._holds[hold.instance_id, hold.scope]
+
     async def forget(self, instance: InstanceId) -> None:
         """Hold nothing of an instance any more; its files are removed by whoever asks for this."""
         async with self._lock:
@@ -116,6 +129,15 @@ class Holds:
 
     def _path(self, hold: Hold) -> str:
         return f"{self._root}/{hold.instance_id}.{hold.scope}.json"
+
+
+def remove_holds(root: str, files: FileSystem, instance: InstanceId) -> None:
+    """Remove the files of an instance's holds, durably; nothing happens if there are none. Synchronous."""
+    names = [name for name in files.names(root) if name.startswith(f"{instance}.")]
+    for name in names:
+        files.unlink(f"{root}/{name}")
+    if names:
+        files.sync_directory(root)
 
 
 def read_holds(root: str, files: FileSystem) -> list[Hold]:

@@ -5,12 +5,16 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 
 from pipeline import config
+from pipeline.delivery.holds import Hold
+from pipeline.errors import HoldCode
 from pipeline.ids import Kind
 from pipeline.instances import file_name
 from pipeline.node import Clients, Node
@@ -43,6 +47,37 @@ async def part(caller: Caller, name: str) -> str:
 async def says(caller: Caller, name: str, detail: str) -> None:
     while await part(caller, name) != detail:
         pass
+
+
+def left_over(site: Site, party: Party) -> None:
+    """Leave a hold that nothing waits for any more."""
+    left = Hold(party.instance.instance_id, "chat", HoldCode.DESTINATION_MISSING, "gone", datetime.now(UTC))
+    path = site.state / "holds" / f"{party.instance.instance_id}.chat.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.encode(left))
+
+
+async def test_holds_of_an_instance_that_is_removed_go_and_those_of_a_bad_file_stay(tmp_path: Path) -> None:
+    """Whether a reload sees it, or a start after a crash between the file's removal and the hold's."""
+    async with moto_site(tmp_path) as site:
+        path = path_of(site, site.acme)
+        good = path.read_bytes()
+        for party in site.parties:
+            left_over(site, party)
+        async with node(site) as caller:
+            path.write_bytes(b"not toml")
+            reload()
+            await says(caller, "configuration", "1 instance files can't be used")
+            assert hold(site, site.acme, "chat") == "DESTINATION_MISSING"
+            path.unlink()
+            reload()
+            await until(lambda: hold(site, site.acme, "chat") is None)
+        path.write_bytes(good)
+        left_over(site, site.acme)
+        path.unlink()
+        async with node(site):
+            assert hold(site, site.acme, "chat") is None
+            assert hold(site, site.borealis, "chat") == "DESTINATION_MISSING"
 
 
 async def test_a_bad_file_leaves_what_was_in_force_and_hides_no_other(tmp_path: Path) -> None:

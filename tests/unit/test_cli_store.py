@@ -366,6 +366,10 @@ def test_instance_remove_refuses_while_recordings_are_held_and_keeps_everything_
     assert (refused.exit_code, "2 undelivered" in refused.stderr) == (3, True)
     assert world.run("instance", "remove", "acme", "--force").exit_code == 3  # without a reason
     assert ACME in load_instances(config).instances
+    other = f"{GLOBEX}.keys.json"
+    for name in (f"{ACME}.keys.json", f"{ACME}.voice.json", other):
+        (world.state / "holds").mkdir(exist_ok=True)
+        (world.state / "holds" / name).write_text("{}")
     done = world.run("instance", "remove", "acme", "--force", "--reason", "moved away", "--json")
     answer = {"instanceId": str(ACME), "undelivered": 2, "grantsRetired": 0, "serviceTold": False}
     assert json.loads(done.stdout) == answer
@@ -374,6 +378,7 @@ def test_instance_remove_refuses_while_recordings_are_held_and_keeps_everything_
     (log,) = (world.state / "audit" / str(ACME)).glob("*.jsonl")
     record = json.loads(log.read_text().splitlines()[-1])
     assert (record["eventName"], record["requestParameters"]["reason"]) == ("InstanceRemoved", "moved away")
+    assert [path.name for path in (world.state / "holds").iterdir()] == [other]
     assert record["userIdentity"]["type"] == "Command"
 
 

@@ -113,3 +113,21 @@ async def test_the_audit_trail_has_both_ends(tmp_path: Path) -> None:
         await holds.end(A, KEYS)
     trail = b"".join(path.read_bytes() for path in (tmp_path / "audit").rglob("*.jsonl"))
     assert trail.index(b"HoldBegun") < trail.index(b"HoldEnded")
+
+
+async def test_holds_of_an_instance_that_is_gone_go_with_their_files_however_often_it_takes(tmp_path: Path) -> None:
+    """A file that the disk would not remove is found by the next start."""
+    async with node(World(root=tmp_path)) as process:
+        holds = holds_of(process)
+        for instance, scope in ((A, KEYS), (A, Kind.VOICE), (B, KEYS)):
+            await holds.begin(instance, scope, DISABLED, process.world.clock.now())
+        assert isinstance(process.files, WatchedDisk)
+        process.files.refuse("unlink", f"{A}.{KEYS}.json", times=100)
+        await holds.drop_gone(lambda instance: instance == A)
+        assert f"{A}.{KEYS}.json" in on_disk(process.world)
+        process.files.refusals.clear()
+        holds = holds_of(process)
+        await holds.drop_gone(lambda instance: instance == A)
+        await holds.drop_gone(lambda instance: instance == A)
+        assert [hold.instance_id for hold in holds.all()] == [B]
+        assert on_disk(process.world) == [f"{B}.{KEYS}.json"]
