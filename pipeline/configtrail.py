@@ -30,7 +30,7 @@ from pipeline.trail import Trail
 log = structlog.get_logger()
 
 _LIMIT = 64 * 2**20
-_TOLD = frozenset({"alias", "account_id", "region", "kms_key_arn", "previous_kms_key_arn"})
+_TOLD = frozenset({"alias", "account_id", "region", "kms_key_arn", "previous_kms_key_arn", "former_bucket_key_arns"})
 """Keys of an instance's file whose values are told."""
 _SECRET = frozenset({"access_key", "secret_key"})
 _SETTINGS = "settings"

@@ -89,6 +89,8 @@ class Instance:
     kms_key_arn: str
     """The KMS key its data keys are made under."""
     previous_kms_key_arn: str | None = None
+    former_bucket_key_arns: tuple[str, ...] = ()
+    """KMS keys that objects in its buckets may be encrypted under still: to be read, and encrypted anew."""
     key_access: KeyAccess = KeyAccess.POLICY
     role_arn: str | None = None
     """Role that is taken on for its keys and buckets; without one the service uses its own."""
@@ -212,6 +214,7 @@ class _File(Struct, forbid_unknown_fields=True):
     region: _Region
     kms_key_arn: str
     previous_kms_key_arn: str | None = None
+    former_bucket_key_arns: Annotated[tuple[str, ...], Meta(max_length=10)] = ()
     key_access: KeyAccess = KeyAccess.POLICY
     role_arn: Annotated[str, Meta(pattern=_ROLE)] | None = None
     external_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_+=,.@:/-]{2,1224}\Z")] | None = None
@@ -242,6 +245,8 @@ def parse(text: str, *, name: str) -> Instance:
     _check_key("kms_key_arn", given.kms_key_arn)
     if given.previous_kms_key_arn is not None:
         _check_key("previous_kms_key_arn", given.previous_kms_key_arn)
+    for number, arn in enumerate(given.former_bucket_key_arns):
+        _check_key(f"former_bucket_key_arns[{number}]", arn)
     return Instance(
         instance_id=InstanceId(given.instance_id),
         alias=given.alias,
@@ -249,6 +254,7 @@ def parse(text: str, *, name: str) -> Instance:
         region=given.region,
         kms_key_arn=given.kms_key_arn,
         previous_kms_key_arn=given.previous_kms_key_arn,
+        former_bucket_key_arns=given.former_bucket_key_arns,
         key_access=given.key_access,
         role_arn=given.role_arn,
         external_id=given.external_id,
@@ -271,6 +277,8 @@ def render(instance: Instance) -> str:
     }
     if instance.previous_kms_key_arn is not None:
         document["previous_kms_key_arn"] = instance.previous_kms_key_arn
+    if instance.former_bucket_key_arns:
+        document["former_bucket_key_arns"] = list(instance.former_bucket_key_arns)
     document["key_access"] = instance.key_access.value
     document |= {
         name: value

@@ -25,6 +25,8 @@ DELIVERY_USES = ("kms:Decrypt", "kms:GenerateDataKey")
 """GenerateDataKey for every object; Decrypt for the parts of a multipart upload, and to read what was delivered."""
 ANEW_USES = ("kms:Encrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo")
 """What S3's UpdateObjectEncryption needs besides: for `pipeline keys reencrypt` alone."""
+FORMER_USES = ("kms:Decrypt", "kms:ReEncryptFrom")
+"""Of a key that a bucket's objects were encrypted under before: to read them, and to encrypt them anew."""
 _GRANT_LOOKS = ("kms:DescribeKey", "kms:ListGrants")
 _OBJECT_ACTIONS = ("s3:AbortMultipartUpload", "s3:GetObject", "s3:GetObjectVersion", "s3:PutObject")
 _ANEW_ACTIONS = ("s3:UpdateObjectEncryption",)
@@ -90,6 +92,15 @@ def documents(instance: Instance, service: str, beside: Beside) -> list[Document
     ]
     made += [
         Document(
+            name="former-bucket-key",
+            belongs_to=arn,
+            kind="key-policy-statements",
+            statements=[former_statement(principal, instance, arn)],
+        )
+        for arn in _former_keys(instance)
+    ]
+    made += [
+        Document(
             name="record-key",
             belongs_to=arn,
             kind="key-policy-statements",
@@ -121,7 +132,7 @@ def session_policy(instance: Instance, *, canary: bool) -> str:
         RefuseError: it is longer than STS takes.
 
     """
-    keys = sorted({*_data_keys(instance), *_delivery_keys(instance), *_record_keys(instance)})
+    keys = sorted({*_data_keys(instance), *_delivery_keys(instance), *_former_keys(instance), *_record_keys(instance)})
     statements: list[Statement] = [{"Effect": "Allow", "Action": list(_SESSION_KMS), "Resource": keys}]
     for bucket, stores in sorted(_by_bucket(instance).items()):
         arn = _bucket_arn(instance.kms_key_arn, bucket)
@@ -206,16 +217,8 @@ def record_statements(principal: str, instance: Instance, key_arn: str) -> list[
 
 def delivery_statements(principal: str, instance: Instance, key_arn: str) -> list[Statement]:
     """Let the service write and read objects under a bucket's key, by S3 only and in that bucket only."""
-    buckets = sorted({each.bucket for each in instance.storage.values() if each.kms_key_arn == key_arn})
-    suffix = _suffix(key_arn)
-    conditions = {
-        "StringEquals": {
-            "kms:CallerAccount": _account(principal),
-            "kms:ViaService": f"s3.{instance.region}.{_domain(key_arn)}",
-            # With a Bucket Key, which every object of ours has, S3 names the bucket.
-            "kms:EncryptionContext:aws:s3:arn": [_bucket_arn(key_arn, bucket) for bucket in buckets],
-        }
-    }
+    buckets = {each.bucket for each in instance.storage.values() if each.kms_key_arn == key_arn}
+    suffix, conditions = _suffix(key_arn), _by_s3(principal, instance, key_arn, buckets)
     return [
         _asking(principal, _account(principal), key_arn, ("kms:DescribeKey",), f"Delivery{suffix}"),
         _allow(f"Delivery{suffix}", principal, DELIVERY_USES, [key_arn], conditions),
@@ -223,7 +226,24 @@ def delivery_statements(principal: str, instance: Instance, key_arn: str) -> lis
     ]
 
 
+def former_statement(principal: str, instance: Instance, key_arn: str) -> Statement:
+    """Let the service read objects under a key that was a bucket's before, and encrypt them anew, by S3 only."""
+    conditions = _by_s3(principal, instance, key_arn, {each.bucket for each in instance.storage.values()})
+    return _allow(f"Former{_suffix(key_arn)}", principal, FORMER_USES, [key_arn], conditions)
+
+
 # --- inside
+
+
+def _by_s3(principal: str, instance: Instance, key_arn: str, buckets: Collection[str]) -> dict[str, Any]:
+    return {
+        "StringEquals": {
+            "kms:CallerAccount": _account(principal),
+            "kms:ViaService": f"s3.{instance.region}.{_domain(key_arn)}",
+            # With a Bucket Key, which every object of ours has, S3 names the bucket.
+            "kms:EncryptionContext:aws:s3:arn": [_bucket_arn(key_arn, bucket) for bucket in sorted(buckets)],
+        }
+    }
 
 
 def _key_statements(instance: Instance, principal: str, key_arn: str) -> Document:
@@ -239,12 +259,11 @@ def _bucket_statements(instance: Instance, *, canary: bool) -> list[Statement]:
         arn = _bucket_arn(instance.kms_key_arn, bucket)
         own = sorted({each.prefix for each in stores})
         owner = {"StringEquals": {"aws:ResourceAccount": stores[0].bucket_owner}}
-        objects = [f"{arn}/{prefix}/*" for prefix in own]
         written = [f"{arn}/{prefix}/*" for prefix in _prefixes(instance, bucket, stores, canary=canary)]
         probes = [f"{arn}/{prefix}/pipeline-probe-*" for prefix in own]
         statements += [
             _allow(f"Objects{number}", None, _OBJECT_ACTIONS, written, owner),
-            _allow(f"Anew{number}", None, _ANEW_ACTIONS, objects, owner),
+            _allow(f"Anew{number}", None, _ANEW_ACTIONS, written, owner),
             # Without ListBucket S3 answers 403 instead of 404 for an object that is not there yet.
             _allow(f"Bucket{number}", None, _BUCKET_ACTIONS, [arn], owner),
             _allow(f"Probes{number}", None, ("s3:DeleteObject",), probes, owner),
@@ -332,6 +351,11 @@ def _places_under(instance: Instance, key_arn: str) -> list[Placed]:
 
 def _delivery_keys(instance: Instance) -> list[str]:
     return sorted({storage.kms_key_arn for storage in instance.storage.values()})
+
+
+def _former_keys(instance: Instance) -> list[str]:
+    """List the keys that are a bucket's no more, and that what it holds may need."""
+    return sorted(set(instance.former_bucket_key_arns) - set(_delivery_keys(instance)))
 
 
 def _by_bucket(instance: Instance) -> dict[str, list[Storage]]:

@@ -80,7 +80,9 @@ def _row(
         "message": None if hold is None else holdwords.told(hold, instance),
         "deliveryKmsKeyArns": delivery,
         "change": _change(site, instance),
-        "neededKmsKeyArns": sorted({instance.kms_key_arn, *delivery.values()} | _needed(keys)),
+        "neededKmsKeyArns": sorted(
+            {instance.kms_key_arn, *delivery.values(), *instance.former_bucket_key_arns} | _needed(keys)
+        ),
         "dataKeys": keys,
     }
 

@@ -108,7 +108,15 @@ def _changed(instance: "Instance", key_arn: str, bucket_key: str | None) -> tupl
         if to != place.kms_key_arn:
             storage[kind] = replace(place, kms_key_arn=to)
             moved.append(str(kind))
-    new = replace(instance, kms_key_arn=key_arn, previous_kms_key_arn=instance.kms_key_arn, storage=storage)
+    left = {place.kms_key_arn for kind, place in instance.storage.items() if str(kind) in moved}
+    former = (left | set(instance.former_bucket_key_arns)) - {place.kms_key_arn for place in storage.values()}
+    new = replace(
+        instance,
+        kms_key_arn=key_arn,
+        previous_kms_key_arn=instance.kms_key_arn,
+        former_bucket_key_arns=tuple(sorted(former)),
+        storage=storage,
+    )
     new = checked(new)
     if key_arn.split(":")[3] != instance.kms_key_arn.split(":")[3]:
         raise RefuseError("KMS wraps a data key again only within one Region: take a key of the old one's", field="ARN")

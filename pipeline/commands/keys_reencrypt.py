@@ -1,5 +1,6 @@
 """`pipeline keys reencrypt`: what is delivered already, under the configured KMS key in its bucket."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,7 +34,8 @@ def reencrypt(
     """Encrypt what an instance's buckets hold anew under its configured KMS key, and count what needs another one.
 
     Can be broken off and given again: what is done is found done. Older versions and delete markers are counted and
-    never rewritten. Ends what a recording waits for whose object lay under another key (DESTINATION_WRONG_KEY).
+    never rewritten. What the audit log and the canary brought there is part of it. Ends what a recording waits for
+    whose object lay under another key (DESTINATION_WRONG_KEY).
 
     Exit code 1 if some objects could not be encrypted anew.
     """
@@ -74,6 +76,8 @@ async def _run(
             run = BucketPass(places, watch, Pace(rate, access.clock), rewrites=not dry_run)
             counts = await run.run()
         change = _remembered(site, access, instance, counts)
+    if not dry_run and counts.under_other_key == 0:
+        await _let_go(site, instance)
     return {
         "InstanceId": str(instance.instance_id),
         "OldKmsKeyId": change,
@@ -132,8 +136,11 @@ class _Recorder:
 
 
 async def _places(access: "Access", instance: "Instance") -> "list[Place]":
-    """Give every prefix that the instance's recordings lie below, the canary's as well."""
+    """Give every prefix that the instance's objects lie below: its recordings', the canary's, its audit log's."""
+    from pipeline.audit.hourly import OBJECTS
+    from pipeline.audit.keeper import audit_storage
     from pipeline.delivery.bucketpass import Place
+    from pipeline.delivery.reencrypt import AUDITED
     from pipeline.ids import Kind
     from pipeline.intake.sealing import CANARY_PREFIX
 
@@ -143,21 +150,39 @@ async def _places(access: "Access", instance: "Instance") -> "list[Place]":
         found.append(Place(destination, storage, f"{storage.prefix}/"))
         if kind is Kind.VOICE:
             found.append(Place(destination, storage, f"{CANARY_PREFIX}/"))
+    if (audits := audit_storage(instance)) is not None:
+        destination = await access.destination(instance, audits)
+        found.append(Place(destination, audits, f"{OBJECTS}{instance.instance_id}/", AUDITED))
     return found
 
 
 def _remembered(site: Site, access: "Access", instance: "Instance", counts: "Counts") -> str | None:
     """Keep what was counted with the last change of the instance's KMS key; give the key that was left by it."""
-    from msgspec.structs import replace
+    import msgspec
 
     from pipeline.keychange import read_change, write_change
 
     change = read_change(site.root, access.files, instance.instance_id)
     if change is None:
         return None
-    counted = replace(change, delivered_under_old_key=counts.under_other_key, counted_at=access.clock.now())
+    counted = msgspec.structs.replace(
+        change, delivered_under_old_key=counts.under_other_key, counted_at=access.clock.now()
+    )
     write_change(site.root, access.files, counted)
     return change.old_kms_key_arn
+
+
+async def _let_go(site: Site, instance: "Instance") -> None:
+    """Let the configuration forget the bucket keys that nothing needs any more; others may have come meanwhile."""
+    import anyio.to_thread
+
+    from pipeline.config import load_instances, save_instance
+
+    now = load_instances(site.settings.config_dir).instances.get(instance.instance_id)
+    if now is not None and instance.former_bucket_key_arns:
+        left = [arn for arn in now.former_bucket_key_arns if arn not in instance.former_bucket_key_arns]
+        changed = replace(now, former_bucket_key_arns=tuple(left))
+        await anyio.to_thread.run_sync(save_instance, site.settings.config_dir, changed)
 
 
 def _list(place: "Place", seen: "Seen", why: str, *, as_json: bool) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from pipeline.delivery.reencrypt import Seen, Standing, Ways, find_way, is_under, look, rewrite
+from pipeline.delivery.reencrypt import RECORDED, Seen, Standing, Ways, find_way, is_under, look, rewrite
 from pipeline.errors import DestinationBusyError, PipelineError, RefuseError
 from pipeline.instances import Storage
 from pipeline.ports import Clock, ObjectExistsError, ObjectVersion, Rewritable
@@ -27,6 +27,8 @@ class Place:
     destination: Rewritable
     storage: Storage
     prefix: str
+    marks: frozenset[str] = RECORDED
+    """Metadata that tell our objects there from others'."""
 
 
 @dataclass(slots=True)
@@ -139,7 +141,7 @@ class BucketPass:
 
     async def _one(self, number: int, place: Place, version: ObjectVersion) -> None:
         await self._pace.turn()
-        seen = await _patiently(lambda: look(place.destination, place.storage, version))
+        seen = await _patiently(lambda: look(place.destination, place.storage, version, place.marks))
         if seen is None:
             return
         self.counts.seen[seen.standing] += 1

@@ -5,13 +5,15 @@ the object onto itself; reading it, and putting the same bytes in its place. The
 is still the one that was seen. A store is tried with objects of our own first: two that do not know
 UpdateObjectEncryption were seen to take it for a plain write, and to replace the object by the request's own text.
 
-Only the latest version of an object that carries our metadata is ever rewritten. Older versions, which the old key may
-have to open for as long as they are there, and delete markers are counted.
+Only the latest version of an object that carries our metadata is ever rewritten: a recording, what an audit log
+brought there, what a bucket was tried with and would not let go. Older versions, which the old key may have to open for
+as long as they are there, and delete markers are counted.
 """
 
 import contextlib
 import hashlib
 import secrets
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -39,11 +41,18 @@ from pipeline.ports import (
 COPY_LIMIT = 5 * 2**30
 """Most bytes of one CopyObject (S3 API)."""
 COPIED_PART = 512 * 2**20
-PROBE = "/pipeline-probe-"
-"""Stands in the keys of what was only ever written to try a bucket."""
+_PROBE = "/pipeline-probe-"
+RECORDED = frozenset({"rid", "gen"})
+"""Metadata that every recording has, and what a bucket is tried with."""
+AUDITED = frozenset({"sha256"})
+"""Metadata that every object of an audit log has."""
 OTHERS = '"00000000000000000000000000000000"'
 """An ETag that no object has."""
 _TRIES = 2
+_GZIP = 16 + zlib.MAX_WBITS
+"""zlib, `inflateInit2`: a gzip header is expected."""
+_INFLATED_BYTES = 2**20
+"""At a time: what little may hold much."""
 
 
 class Way(StrEnum):
@@ -92,14 +101,16 @@ def is_under(facts: ObjectFacts, storage: Storage) -> bool:
     return facts.encryption == SSE_KMS and facts.kms_key_arn == storage.kms_key_arn
 
 
-async def look(destination: Rewritable, storage: Storage, version: ObjectVersion) -> Seen | None:
-    """Ask about one version of an object; None if it has gone meanwhile."""
+async def look(
+    destination: Rewritable, storage: Storage, version: ObjectVersion, marks: frozenset[str] = RECORDED
+) -> Seen | None:
+    """Ask about one version of an object; None if it has gone meanwhile. Ours have the metadata `marks`."""
     if version.is_marker:
         return Seen(version, Standing.MARKER)
     facts = await destination.head_version(version.key, None if version.is_latest else version.version_id)
     if facts is None:
         return None
-    if not {"rid", "gen"} <= set(facts.metadata) or PROBE in version.key:
+    if not marks <= set(facts.metadata):
         return Seen(version, Standing.FOREIGN, facts)
     if is_under(facts, storage):
         return Seen(version, Standing.CONFIGURED, facts)
@@ -126,7 +137,9 @@ async def rewrite(destination: Rewritable, storage: Storage, facts: ObjectFacts,
             await destination.copy_over(request, over)
         case Way.PUT if request.size_bytes <= PART_BYTES:
             body = await _read(destination, facts.key, 0, request.size_bytes)
-            _compare(request, crc64nvme(body), hashlib.sha256(body).hexdigest())
+            digest = _Digest(request)
+            digest.update(body)
+            _compare(request, crc64nvme(body), digest.hexdigest())
             await destination.put_over(request, body, over)
         case _ if not ways.in_parts:
             raise RefuseError("it is large, and this store ignores the condition of a multipart upload")
@@ -199,7 +212,7 @@ async def _copied_parts(destination: Rewritable, request: PutRequest, upload_id:
 
 async def _sent_parts(destination: Rewritable, request: PutRequest, upload_id: str, _over: str) -> list[PartFacts]:
     sent: list[PartFacts] = []
-    crc, digest = 0, hashlib.sha256()
+    crc, digest = 0, _Digest(request)
     for part in parts_of(request.size_bytes):
         body = await _read(destination, request.key, part.offset, part.size_bytes)
         part_crc = crc64nvme(body)
@@ -218,10 +231,40 @@ async def _read(destination: Rewritable, key: str, offset: int, size_bytes: int)
     return body
 
 
-def _compare(request: PutRequest, crc: int, sha256: str) -> None:
+def _compare(request: PutRequest, crc: int, sha256: str | None) -> None:
     """Refuse to write back bytes that are not those of the delivery: its checksum, and the SHA-256 it was given."""
     if checksum_text(crc) != request.crc64nvme or request.metadata.get("sha256", sha256) != sha256:
         raise RefuseError("the bytes that the bucket gives are not those that were delivered; nothing was written")
+
+
+class _Digest:
+    """Computes what an object's `sha256` is of: its bytes, or what is in them where an audit log compressed them."""
+
+    def __init__(self, request: PutRequest) -> None:
+        self._sha256 = hashlib.sha256()
+        is_compressed = request.key.endswith(".gz") and not set(request.metadata) >= RECORDED
+        self._inflater = zlib.decompressobj(wbits=_GZIP) if is_compressed else None
+        self._is_damaged = False
+
+    def update(self, body: bytes) -> None:
+        """Take the bytes that come next."""
+        if self._inflater is None:
+            self._sha256.update(body)
+            return
+        try:
+            while body:
+                self._sha256.update(self._inflater.decompress(body, _INFLATED_BYTES))
+                body = self._inflater.unconsumed_tail
+        except zlib.error:
+            self._is_damaged = True
+
+    def hexdigest(self) -> str | None:
+        """Give it; None if what should be compressed is not."""
+        if self._inflater is not None:
+            self._sha256.update(self._inflater.flush())
+            if self._is_damaged or not self._inflater.eof:
+                return None
+        return self._sha256.hexdigest()
 
 
 # --- which way
@@ -298,7 +341,7 @@ class _Trial:
         return False
 
     async def _laid(self, name: str) -> ObjectFacts:
-        key = f"{self.storage.prefix}{PROBE}{self.stem}-{name}"
+        key = f"{self.storage.prefix}{_PROBE}{self.stem}-{name}"
         digest = hashlib.sha256(BODY).hexdigest()
         metadata = {"rid": "probe", "gen": "1", "sha256": digest}
         request = PutRequest(key, len(BODY), checksum_text(crc64nvme(BODY)), "application/octet-stream", metadata)

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -82,6 +83,19 @@ async def test_what_is_ours_and_under_another_key_is_rewritten_and_nothing_else(
     again = Told()
     assert (await gone_over(store, again)).rewritten == 0
     assert again.before == []
+
+
+async def test_what_a_bucket_was_tried_with_and_kept_is_encrypted_anew_too() -> None:
+    store = StrictDestination(NEW)
+    kept = lay(store, "pipeline-probe-0123456789abcdef-put", metadata=probe_metadata())
+    counts = await gone_over(store, Told())
+    assert (counts.rewritten, counts.under_other_key) == (1, 0)
+    assert store.objects[kept].facts.kms_key_arn == NEW.kms_key_arn
+
+
+def probe_metadata() -> dict[str, str]:
+    body = b"pipeline-probe-0123456789abcdef-put" * 50
+    return {"rid": str(UUID(int=0)), "gen": "1", "sha256": hashlib.sha256(body).hexdigest()}
 
 
 async def test_a_dry_run_writes_nothing() -> None:
