@@ -16,6 +16,7 @@ from pipeline.intake.subjects import SubjectRoutes
 from pipeline.legalholds import keeps_all
 from pipeline.node import Node
 from pipeline.ports import EventSink
+from pipeline.records.indexcopies import INDEXES
 from pipeline.records.merging import Merging
 from pipeline.records.publishing import RecordPublisher
 from pipeline.records.rows import RecordEngine
@@ -55,7 +56,18 @@ def record_parts(node: Node, engine: RecordEngine, check_room: CheckRoom, sinks:
         root=f"{node.root}/records",
     )
 
-    search = SearchIndexes(node.shelves, store, engine, node.commits, node.trail, FtsIndex)
+    search = SearchIndexes(
+        shelves=node.shelves,
+        store=store,
+        engine=engine,
+        commits=node.commits,
+        trail=node.trail,
+        clock=node.clock,
+        files=node.files,
+        root=f"{node.root}/{INDEXES}",
+        check_room=check_room,
+        make=FtsIndex,
+    )
     backoff = Backoff(settings.delivery.retry_first, settings.delivery.retry_most, random.random)
 
     def backups() -> Sequence[str]:

@@ -3,6 +3,8 @@
 Synchronous: callers choose the thread. A file has one writer at a time.
 """
 
+from collections.abc import Iterable
+
 from pipeline.ports import FileSystem
 
 UNFINISHED = ".tmp"
@@ -16,13 +18,19 @@ def write_whole(files: FileSystem, path: str, content: bytes) -> None:
         StoreFullError, StoreIoError: it is not there, or not durable; what was there before may be.
 
     """
+    write_pieces(files, path, [content])
+
+
+def write_pieces(files: FileSystem, path: str, pieces: Iterable[bytes]) -> None:
+    """Put a file in place that comes in pieces. Raises as `write_whole`."""
     directory, aside = path.rpartition("/")[0], path + UNFINISHED
     files.make_directory(directory)
     files.unlink(aside)  # a crash may have left one
     try:
         handle = files.create(aside)
         try:
-            files.append(handle, [content])
+            for piece in pieces:
+                files.append(handle, [piece])
             files.sync(handle)
         finally:
             files.close(handle)

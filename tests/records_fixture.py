@@ -14,6 +14,7 @@ from pipeline.ids import InstanceId
 from pipeline.instances import Instance
 from pipeline.ports import EventSink, FileSystem
 from pipeline.records.classes import POLICIES
+from pipeline.records.indexcopies import INDEXES
 from pipeline.records.policy import FromConfig, KeyMode, ScopeKind
 from pipeline.records.publishing import RecordPublisher
 from pipeline.records.scopes import Placed, ScopeConfig
@@ -131,7 +132,18 @@ async def records_over(process: Node) -> AsyncIterator[Records]:
             engine=engine,
             store=store,
             subjects=subjects,
-            search=SearchIndexes(shelves, store, engine, process.commits, process.trail, FtsIndex),
+            search=SearchIndexes(
+                shelves=shelves,
+                store=store,
+                engine=engine,
+                commits=process.commits,
+                trail=process.trail,
+                clock=world.clock,
+                files=process.volume.files,
+                root=f"{world.root}/{INDEXES}",
+                check_room=process.store.room.check,
+                make=FtsIndex,
+            ),
             sweeper=sweeper,
             held=held,
             process=process,

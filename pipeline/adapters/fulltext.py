@@ -1,38 +1,60 @@
-"""Full text in memory, by SQLite's FTS5: `TextIndex`. Nothing of it is ever on a disk. Synchronous."""
+"""Full text in memory, by SQLite's FTS5: `TextIndex`. Nothing of it goes to a disk from here. Synchronous."""
 
 import contextlib
 import re
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from pipeline.errors import RefuseError
+from pipeline.errors import RefuseError, SegmentForgedError
 
 _WORD = re.compile(r"\w+")
 _MOST_WORDS = 32
+_VERSION = 1
+_SCHEMA = """
+CREATE VIRTUAL TABLE document USING fts5(tag UNINDEXED, words, tokenize='unicode61 remove_diacritics 2');
+CREATE TABLE known (
+    tag BLOB PRIMARY KEY, row INTEGER NOT NULL, number INTEGER NOT NULL, version INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+"""
 
 
 class FtsIndex:
     """One index of one scope."""
 
-    def __init__(self) -> None:
+    def __init__(self, content: bytes | None = None) -> None:
+        """Make an empty one, or one of what `dumped` gave. Raises `SegmentForgedError` if it is of another program."""
         self._connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-        self._connection.execute("PRAGMA temp_store=MEMORY")
-        self._connection.execute(
-            "CREATE VIRTUAL TABLE document USING fts5(tag UNINDEXED, words, tokenize='unicode61 remove_diacritics 2')"
-        )
-        self._rows: dict[bytes, int] = {}
+        try:
+            if content is None:
+                self._connection.executescript(f"{_SCHEMA} PRAGMA user_version = {_VERSION};")
+            else:
+                self._connection.deserialize(content)
+            self._connection.execute("PRAGMA temp_store=MEMORY")
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        except sqlite3.Error as error:
+            self._connection.close()
+            raise SegmentForgedError("an index's copy is not one") from error
+        if version != _VERSION:
+            self._connection.close()
+            raise SegmentForgedError("an index's copy is of another version of the program")
 
-    def put(self, documents: Iterable[tuple[bytes, str]]) -> None:
+    def versions(self) -> Mapping[bytes, tuple[int, int]]:
+        rows = self._connection.execute("SELECT tag, number, version FROM known")
+        return {bytes(tag): (number, version) for tag, number, version in rows}
+
+    def put(self, documents: Iterable[tuple[bytes, tuple[int, int], str]]) -> None:
         self._connection.execute("BEGIN")
-        for tag, words in documents:
+        for tag, (number, version), words in documents:
             self._forget(tag)
             row = self._connection.execute("INSERT INTO document (tag, words) VALUES (?, ?)", (tag, words)).lastrowid
-            self._rows[tag] = row or 0
+            self._connection.execute("INSERT INTO known VALUES (?, ?, ?, ?)", (tag, row, number, version))
         self._connection.execute("COMMIT")
 
     def remove(self, tags: Iterable[bytes]) -> None:
+        self._connection.execute("BEGIN")
         for tag in tags:
             self._forget(tag)
+        self._connection.execute("COMMIT")
 
     def found(self, text: str, limit: int) -> Sequence[bytes]:
         words = _WORD.findall(text)[:_MOST_WORDS]
@@ -44,11 +66,14 @@ class FtsIndex:
         ) as rows:
             return [bytes(tag) for (tag,) in rows]
 
+    def dumped(self) -> bytes:
+        return self._connection.serialize()
+
     def close(self) -> None:
         self._connection.close()
-        self._rows.clear()
 
     def _forget(self, tag: bytes) -> None:
-        row = self._rows.pop(tag, None)
+        row = self._connection.execute("SELECT row FROM known WHERE tag = ?", (tag,)).fetchone()
         if row is not None:
-            self._connection.execute("DELETE FROM document WHERE rowid = ?", (row,))
+            self._connection.execute("DELETE FROM document WHERE rowid = ?", row)
+            self._connection.execute("DELETE FROM known WHERE tag = ?", (tag,))

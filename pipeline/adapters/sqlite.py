@@ -80,6 +80,7 @@ _BY_TAG = f"SELECT {_COLUMNS} FROM record WHERE shelf = ? AND tag IN (%s)"  # no
 _BY_BLIND = f"""SELECT DISTINCT {", ".join(f"record.{name.strip()}" for name in _COLUMNS.split(","))}
     FROM blind CROSS JOIN record ON record.number = blind.record
     WHERE blind.digest IN (%s) AND record.shelf = ? ORDER BY record.number LIMIT ?"""  # noqa: S608
+_VERSIONS = "SELECT number, tag, version FROM record WHERE shelf = ? ORDER BY number"
 _PAGE = f"SELECT {_COLUMNS} FROM record WHERE shelf = ? AND number > ? ORDER BY number LIMIT ?"  # noqa: S608
 _INSERT = (
     "INSERT INTO record (number, shelf, tag, version, key_id, expires, part, sealed) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
@@ -158,6 +159,9 @@ class SqliteEngine:
             some = tags[start : start + _TAGS]
             found += await self._read(_BY_TAG % _marks(some), (shelf, *some))
         return found
+
+    async def versions(self, shelf: bytes) -> list[tuple[int, bytes, int]]:
+        return [(number, tag, version) for number, tag, version in await self._ask(_VERSIONS, (shelf,))]
 
     async def found(self, shelf: bytes, digests: Sequence[bytes], limit: int) -> list[Row]:
         return await self._read(_BY_BLIND % _marks(digests), (*digests, shelf, limit))

@@ -15,9 +15,11 @@ from pipeline.erasure.progress import ErasedKey
 from pipeline.errors import StoreIoError
 from pipeline.instances import Instance
 from pipeline.ports import FileSystem
+from pipeline.records.indexcopies import INDEXES
+from pipeline.records.indexcopies import SUFFIX as INDEX
 from pipeline.records.rows import RecordEngine, RowChange, RowConflictError
 from pipeline.records.scopes import Scope
-from pipeline.smallfiles import read_whole
+from pipeline.smallfiles import UNFINISHED, read_whole, remove
 
 _PAGE = 500
 _SIZE_LIMIT = 64 * 1024
@@ -84,14 +86,21 @@ class RecordsErasure:
         return sum([await self._walk(scope, remove=False) for scope in scopes.shelves])
 
     async def remove(self, scopes: Scopes) -> int:
-        """Remove the rows, overwritten in the file; give their number. Raises `StoreIoError`, `StoreFullError`."""
-        return sum([await self._walk(scope, remove=True) for scope in scopes.shelves])
+        """Remove the rows, overwritten in the file, and what is derived of them; give the number of rows.
+
+        Raises `StoreIoError`, `StoreFullError`.
+        """
+        number = sum([await self._walk(scope, remove=True) for scope in scopes.shelves])
+        await self._engine.settled()
+        await anyio.to_thread.run_sync(self._remove_copies, scopes)
+        return number
 
     async def left(self, scopes: Scopes) -> list[str]:
         """Name what is there still."""
         keys = await anyio.to_thread.run_sync(lambda: list(self._key_files(scopes)))
+        copies = await anyio.to_thread.run_sync(self._copies, scopes)
         rows = await self.count(scopes)
-        return [*(f"{folder}/{name}" for folder, name in keys), *([f"{rows} records"] if rows else [])]
+        return [*(f"{folder}/{name}" for folder, name in keys), *copies, *([f"{rows} records"] if rows else [])]
 
     # --- inside
 
@@ -106,6 +115,17 @@ class RecordsErasure:
                 except RowConflictError as error:  # nobody should write here any more
                     raise StoreIoError("records of it change still") from error
         return count
+
+    def _copies(self, scopes: Scopes) -> list[str]:
+        """Name the copies of indexes of words."""
+        folder = f"{self._root}/{INDEXES}"
+        names = set(self._files.names(folder))
+        wanted = [f"{scope.shelf.hex()}{ending}" for scope in scopes.shelves for ending in (INDEX, INDEX + UNFINISHED)]
+        return [f"{folder}/{name}" for name in wanted if name in names]
+
+    def _remove_copies(self, scopes: Scopes) -> None:
+        for path in self._copies(scopes):
+            remove(self._files, path)
 
     def _key_files(self, scopes: Scopes) -> list[tuple[str, str]]:
         folders = [f"{self._root}/{scope.directory}" for scope in scopes.rings]

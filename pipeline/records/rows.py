@@ -65,6 +65,10 @@ class RecordEngine(Protocol):
         """Give the rows of these tags that there are."""
         ...
 
+    async def versions(self, shelf: bytes) -> list[tuple[int, bytes, int]]:
+        """Give number, tag and version of every row of a shelf, in order."""
+        ...
+
     async def found(self, shelf: bytes, digests: Sequence[bytes], limit: int) -> list[Row]:
         """Give rows that have one of these index entries, in order of their numbers."""
         ...

@@ -42,8 +42,9 @@ class Upkeep:
         for shelf in self._shelves:
             if shelf.ring is not None:
                 shelf.ring.expire()
-        self._search.drop_refused()
         with contextlib.suppress(PipelineError):  # the next time
+            await self._search.tend()
+        with contextlib.suppress(PipelineError):
             await self._engine.settled()
         if self._clock.monotonic() >= self._rotate_at:
             self._rotate_at = self._clock.monotonic() + _ROTATED_EVERY_S

@@ -50,10 +50,20 @@ async def test_everything_of_an_instances_classes_goes_and_nothing_of_anothers(t
         alone = {path.stem for path in mine if str(path.parent.relative_to(tmp_path)) not in both}
         assert {key.key_id.hex for key in keys} == alone
         assert await erasure.count(scopes) == await rows_of(records, A) > 0
+        (tmp_path / "records" / "indexes").mkdir()
+        copies = [
+            tmp_path / "records" / "indexes" / f"{records.shelf('ai_content', each).scope.shelf.hex()}{ending}"
+            for each in (A, B)
+            for ending in (".index", ".index.tmp")
+        ]
+        for copy in copies:
+            copy.write_bytes(b"sealed")
+        assert [each for each in await erasure.left(scopes) if "indexes" in each] == [str(each) for each in copies[:2]]
         erasure.destroy_keys(scopes)
         assert await erasure.remove(scopes) > 0
         assert await erasure.left(scopes) == []
         assert await rows_of(records, A) == 0
+        assert [each.exists() for each in copies] == [False, False, True, True]
         assert (await rows_of(records, B), set(key_files(tmp_path)) >= theirs) == (before, True)
         assert await erasure.remove(scopes) == 0  # again
 
