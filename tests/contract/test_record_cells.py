@@ -8,7 +8,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -30,6 +30,7 @@ from pipeline.records.scopes import ScopeConfig
 from pipeline.records.sealing import Record
 from pipeline.records.shelves import ServiceKey, Shelf
 from pipeline.settings import Credentials, Endpoint
+from tests.contract.record_rows import BODY, NUMBER, ROWS, Expected
 from tests.kms_server import IDENTITIES, REGION, RunningKeyServer, new_key, running_key_server
 from tests.records_fixture import ACCOUNT, Records, arn_of, configs, records_over
 from tests.store_fixture import World, instance, node
@@ -38,94 +39,7 @@ from tests.unit.keyring_fakes import A, B, StrictKms
 if TYPE_CHECKING:
     from types_aiobotocore_kms import KMSClient
 
-NUMBER = "+4930901820"
-BODY = json.dumps(
-    {
-        "PhoneNumber": NUMBER,
-        "CustomerEndpoint": {"Address": NUMBER},
-        "DestinationPhoneNumber": NUMBER,
-        "CustomerSpeakerId": "speaker-1",
-    }
-).encode()
-BASE = {"DescribeKey", "GenerateDataKey", "Decrypt", "ReEncryptFrom", "ReEncryptTo", "RetireGrant"}
-FIXED = {"DescribeKey", "GenerateDataKey", "Decrypt", "RetireGrant"}
 DAY_S = 86_400
-
-
-@dataclass(frozen=True, kw_only=True)
-class Expected:
-    """One row of the document."""
-
-    owner: str
-    """owned, optional, required."""
-    needs: tuple[str, ...] = ()
-    scope: str
-    context: dict[str, str]
-    grant: set[str] = field(default_factory=set)
-    days: int | None = None
-    """Until a record put now is removed; None: never by time."""
-    index: tuple[str, str] | None = None
-    revoke: str
-    change: str
-    lock: str | None = None
-    audit: set[str] = field(default_factory=set)
-    """Of RecordPut, RecordOpened, RecordDeleted, RecordPuts (counts)."""
-
-
-def _ours(data_class: str, **more: str) -> dict[str, str]:
-    return {"pipeline:accountId": ACCOUNT, **more, "pipeline:dataClass": data_class}
-
-
-CHANGES, OPENINGS = {"RecordPut", "RecordDeleted"}, {"RecordOpened"}
-DOMAIN = {"pipeline:domain": arn_of("profiles_domain", A)}
-ROWS = {
-    "contact_metadata": Expected(
-        owner="owned", scope="instance", context=_ours("contact_metadata", **{"pipeline:instanceId": str(A)}),
-        days=731, index=("number", NUMBER), revoke="n/a", change="rotates", audit=OPENINGS,
-    ),
-    "appintegrations_data": Expected(
-        owner="required", scope="resource", grant=FIXED, days=31, revoke="deny", change="immutable", audit=CHANGES,
-        context=_ours("appintegrations_data", **{"pipeline:resource": arn_of("appintegrations_data", A)}),
-    ),
-    "appintegrations_config": Expected(
-        owner="owned", scope="account", context=_ours("appintegrations_config"), revoke="n/a", change="rotates",
-        audit=CHANGES,
-    ),
-    "cases": Expected(
-        owner="owned", scope="domain", context=_ours("cases", **{"pipeline:domain": arn_of("cases", A)}),
-        revoke="n/a", change="rotates", audit=CHANGES | OPENINGS,
-    ),
-    "case_events": Expected(
-        owner="owned", scope="domain", context=_ours("case_events", **{"pipeline:domain": arn_of("cases", A)}),
-        revoke="n/a", change="rotates", audit={"RecordPuts", "RecordDeleteds"},
-    ),
-    "profiles_domain": Expected(
-        owner="optional", needs=("data_store", "external_integration"), scope="domain",
-        context=_ours("profiles_domain", **DOMAIN), grant=BASE, days=366, index=("phone", NUMBER), revoke="deny",
-        change="reencrypt", lock="data_vault", audit=CHANGES | OPENINGS,
-    ),
-    "profiles_object_type": Expected(
-        owner="optional", needs=("data_store", "external_integration"), scope="object type",
-        context=_ours("profiles_object_type", **DOMAIN, **{"pipeline:objectType": "CTR"}), grant=BASE, days=366,
-        index=("phone", NUMBER), revoke="deny", change="reencrypt", lock="data_vault", audit=CHANGES | OPENINGS,
-    ),
-    "ai_content": Expected(
-        owner="optional", scope="resource", grant=FIXED, revoke="deny", change="immutable", audit=CHANGES | OPENINGS,
-        context=_ours("ai_content", **{"pipeline:resource": arn_of("ai_content", A)}),
-    ),
-    "voiceid": Expected(
-        owner="required", scope="domain", context={"aws:voiceid:domain:arn": arn_of("voiceid", A)}, grant=BASE,
-        days=1096, index=("speaker", "speaker-1"), revoke="deny", change="reencrypt", audit=CHANGES | OPENINGS,
-    ),
-    "campaigns": Expected(
-        owner="optional", scope="instance", grant=BASE, index=("number", NUMBER), revoke="deny", change="reencrypt",
-        context={"aws:accountId": ACCOUNT, "aws:connect:instanceId": str(A)}, audit=CHANGES | OPENINGS,
-    ),
-    "forecasts": Expected(
-        owner="owned", scope="instance", context=_ours("forecasts", **{"pipeline:instanceId": str(A)}), revoke="n/a",
-        change="rotates", audit=CHANGES,
-    ),
-}  # fmt: skip
 
 
 # --- one key server for all of them
@@ -206,6 +120,13 @@ class Cell:
         return {json.loads(line)["eventName"] for file in files for line in file.read_bytes().splitlines()}
 
 
+def _with_key_of_its_own(name: str, arn: str, known: tuple[ScopeConfig, ...]) -> tuple[ScopeConfig, ...]:
+    """Give one class another customer's key than all others have."""
+    return tuple(
+        replace(each, kms_key_arn=arn) if each.data_class == name and each.kms_key_arn else each for each in known
+    )
+
+
 @asynccontextmanager
 async def cell(name: str, server: RunningKeyServer, root: Path) -> AsyncIterator[Cell]:
     identity = IDENTITIES["service"]
@@ -222,7 +143,8 @@ async def cell(name: str, server: RunningKeyServer, root: Path) -> AsyncIterator
         keys = (await new_key(admin), await new_key(admin), await new_key(admin))
         world = World(root=root, kms=cast("StrictKms", AwsKeyService(client, tell)))
         world.instances = {
-            each: checked(replace(instance(each), records=configs(each, customer=keys[1]))) for each in (A, B)
+            A: checked(replace(instance(A), records=_with_key_of_its_own(name, keys[1], configs(A, customer=keys[2])))),
+            B: checked(replace(instance(B), records=configs(B, customer=keys[2]))),
         }
         async with node(world) as process, records_over(process) as records:
             records.service = ServiceKey(keys[0])
@@ -366,6 +288,7 @@ async def revocation(cell: Cell) -> None:
     await cell.put()
     await cell.disable(cell.keys[1])
     if cell.row.revoke == "n/a":
+        await cell.disable(cell.keys[2])
         assert await cell.get() is not None
         await cell.put("r-2")
         return
@@ -373,10 +296,26 @@ async def revocation(cell: Cell) -> None:
         with pytest.raises(RecordsDeniedError) as caught:
             await act("r-1")
         assert (caught.value.reason, caught.value.code) == ("AccessDeniedException", HoldCode.KEY_DISABLED)
+    await others_are_untouched(cell)
     await cell.enable(cell.keys[1])
     found = await cell.get()
     assert found is not None
     assert found.body == BODY
+
+
+async def others_are_untouched(cell: Cell) -> None:
+    """Put and get of every other class, and of the same class of the other instance."""
+    store = cell.records.store
+    for name in ROWS:
+        for each in (A, B):
+            if (name, each) == (cell.name, A):
+                continue
+            caller, shelf = cell.records.caller(each), cell.records.shelf(name, each)
+            draft = Draft(id="other", body=BODY, part="voiceprint" if name == "voiceid" else None)
+            await store.put(caller, shelf, draft)
+            found = await store.get(caller, shelf, "other")
+            assert found is not None
+            assert found.body == BODY
 
 
 async def key_change(cell: Cell) -> None:
