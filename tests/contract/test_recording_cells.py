@@ -5,6 +5,7 @@ The expectations stand here in full and are not read from the policy table.
 """
 
 import base64
+import hashlib
 import json
 import os
 import signal
@@ -416,20 +417,22 @@ async def delivered_audit(cell: Cell) -> None:
     contact = await cell.sent()
     await cell.delivered(contact)
     (row,) = await cell.command("ls", "--contact", contact, "--instance", "acme")
-    (receipt,) = [
-        json.loads(path.read_bytes())
+    (raw,) = [
+        path.read_bytes()
         for path in cell.site.artifacts(".done")
         if path.name.startswith(row["artifactId"].replace("-", ""))
     ]
+    receipt = json.loads(raw)
     assert receipt["kmsKeyArn"] == cell.bucket_key
-    assert receipt["crc64nvme"]
+    assert len(base64.b64decode(receipt["crc64nvme"])) == 8
+    assert len(receipt["sha256"]) == 64
     (told,) = [
         each
         for each in cell.site.audit(cell.acme)
         if each["eventName"] == "ArtifactDelivered" and row["artifactId"] in json.dumps(each)
     ]
-    assert cell.bucket_key in json.dumps(told)
-    assert receipt["sha256"] in json.dumps(told)
+    assert told["requestParameters"]["kmsKeyArn"] == cell.bucket_key
+    assert told["requestParameters"]["receiptSha256"] == hashlib.sha256(raw).hexdigest()
 
 
 CELLS: dict[str, Callable[[Cell], Awaitable[None]]] = {
