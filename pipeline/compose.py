@@ -91,7 +91,7 @@ def connect(
     holds = Holds(f"{node.root}/holds", files, commits, node.trail)
     dispatcher = _dispatcher(node, store, holds)
     kept = record_parts(node, engine, store.room.check, tuple(sinks.values()))
-    taking = _taking(node, store, dispatcher, RecordEvents(node.shelves, kept.store, kept.merging))
+    taking = _taking(node, store, dispatcher, kept.events)
     recorder = taking.recorder
     missing = _missing(node, store, taking)
     hands = Hands(

@@ -11,6 +11,7 @@ from functools import partial
 from pipeline.adapters.fulltext import FtsIndex
 from pipeline.backup.made import all_made
 from pipeline.delivery.lanes import Backoff
+from pipeline.intake.recordevents import RecordEvents
 from pipeline.intake.records import RecordRoutes
 from pipeline.intake.subjects import SubjectRoutes
 from pipeline.legalholds import keeps_all
@@ -21,6 +22,7 @@ from pipeline.records.merging import Merging
 from pipeline.records.publishing import RecordPublisher
 from pipeline.records.rows import RecordEngine
 from pipeline.records.search import SearchIndexes
+from pipeline.records.speakers import Speakers
 from pipeline.records.store import CheckRoom, RecordStore
 from pipeline.records.subjects import Subjects
 from pipeline.records.sweeping import Sweeper
@@ -32,7 +34,7 @@ class RecordParts:
     """What serves records, and what does by itself what has to be done."""
 
     store: RecordStore
-    merging: Merging
+    events: RecordEvents
     routes: RecordRoutes
     subjects: SubjectRoutes
     sweeper: Sweeper
@@ -75,7 +77,12 @@ def record_parts(node: Node, engine: RecordEngine, check_room: CheckRoom, sinks:
 
     return RecordParts(
         store=store,
-        merging=Merging(engine, node.clock),
+        events=RecordEvents(
+            node.shelves,
+            store,
+            Merging(engine, node.clock),
+            Speakers(engine, node.commits, node.trail, node.clock),
+        ),
         routes=RecordRoutes(settings.http, node.shelves, store, search),
         subjects=SubjectRoutes(settings.http, subjects, backups),
         sweeper=Sweeper(node.shelves, engine, node.commits, node.trail, node.clock, is_held),

@@ -132,7 +132,9 @@ def world_at(root: Path, **limits: Any) -> World:
 async def serving(world: World, **settings: Any) -> AsyncIterator[Server]:
     async with node(world) as process, records_over(process) as records:
         ready = [True]
-        process.events._records = RecordEvents(records.shelves, records.store, Merging(records.engine, world.clock))
+        process.events._records = RecordEvents(
+            records.shelves, records.store, Merging(records.engine, world.clock), records.speakers
+        )
         app = HttpIntake(
             unrepeated=Unrepeated(),
             settings=HttpSettings(**settings),

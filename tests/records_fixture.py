@@ -20,6 +20,7 @@ from pipeline.records.publishing import RecordPublisher
 from pipeline.records.scopes import Placed, ScopeConfig
 from pipeline.records.search import SearchIndexes
 from pipeline.records.shelves import RingKeys, ServiceKey, Shelf, Shelves
+from pipeline.records.speakers import Speakers
 from pipeline.records.store import RecordStore
 from pipeline.records.subjects import Subjects
 from pipeline.records.sweeping import Sweeper
@@ -80,6 +81,10 @@ class Records:
     process: Node
     service: ServiceKey = field(default_factory=lambda: ServiceKey(SERVICE_ARN))
     """The operator's KMS key."""
+
+    @property
+    def speakers(self) -> Speakers:
+        return Speakers(self.engine, self.process.commits, self.process.trail, self.process.world.clock)
 
     def shelf(self, data_class: str, instance_id: InstanceId) -> Shelf:
         return self.shelves.get(instance_id, data_class)

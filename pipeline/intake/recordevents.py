@@ -13,9 +13,10 @@ from pipeline.errors import NoSuchRecordError
 from pipeline.events import ContactEvent, Incoming
 from pipeline.intake.contacts import object_contact
 from pipeline.records.contactmerge import merged
-from pipeline.records.events import RecordEvent, record_of
+from pipeline.records.events import RecordEvent, SpeakerMet, record_of
 from pipeline.records.merging import Merging
 from pipeline.records.shelves import Shelf, Shelves
+from pipeline.records.speakers import Speakers
 from pipeline.records.store import RecordStore
 from pipeline.tenants import Tenant
 
@@ -25,10 +26,11 @@ CONTACT_METADATA = "contact_metadata"
 class RecordEvents:
     """Takes the records among events."""
 
-    def __init__(self, shelves: Shelves, store: RecordStore, merging: Merging) -> None:
+    def __init__(self, shelves: Shelves, store: RecordStore, merging: Merging, speakers: Speakers) -> None:
         self._shelves = shelves
         self._store = store
         self._merging = merging
+        self._speakers = speakers
 
     async def take(self, tenant: Tenant, incoming: Sequence[Incoming]) -> list[Incoming]:
         """Put the records among events, in order; give the other events. A repeat puts the same again.
@@ -40,10 +42,13 @@ class RecordEvents:
         """
         others: list[Incoming] = []
         found: list[tuple[Shelf, RecordEvent]] = []
+        met: list[tuple[Shelf, str]] = []
         for number, event in enumerate(incoming):
             record = record_of(event, f"[{number}].")
             if record is None:
                 others.append(event)
+            elif isinstance(record, SpeakerMet):
+                met.append((self._shelf(tenant, record, number), record.subject))
             else:
                 found.append((self._shelf(tenant, record, number), record))
         for (_, deleted), some in groupby(found, key=lambda each: (id(each[0]), each[1].deleted)):
@@ -54,6 +59,8 @@ class RecordEvents:
                     await self._store.delete(tenant.instance, shelf, record.draft.id)
             else:
                 await self._store.put_all(tenant.instance, shelf, [record.draft for _, record in pairs])
+        for shelf, subject in met:
+            await self._speakers.authenticated(tenant.instance, shelf, subject)
         await self._merge(tenant, [event for event in others if isinstance(event, ContactEvent)])
         return others
 
@@ -69,7 +76,7 @@ class RecordEvents:
             contacts.setdefault(object_contact(event.contact, instance_id)[0], []).append(event)
         await self._merging.merge(shelf, {contact: partial(merged, events=some) for contact, some in contacts.items()})
 
-    def _shelf(self, tenant: Tenant, record: RecordEvent, number: int) -> Shelf:
+    def _shelf(self, tenant: Tenant, record: RecordEvent | SpeakerMet, number: int) -> Shelf:
         instance = tenant.instance.instance_id
         shelves = self._shelves.of(instance)
         for (data_class, _), shelf in shelves.items():

@@ -215,7 +215,9 @@ async def test_an_event_that_is_not_in_both_places_is_not_acknowledged_and_a_rep
         records, events = server.records, server.process.events
         if broken == "records":
             engine = Weak(records.engine, StoreIoError("gone"))
-            events._records = RecordEvents(records.shelves, records.store, Merging(engine, world.clock))
+            events._records = RecordEvents(
+                records.shelves, records.store, Merging(engine, world.clock), records.speakers
+            )
         else:
             events._journal = Weak(server.process.journal, StoreIoError("gone"))  # type: ignore[assignment]
         assert (await post(server, event(), event("COMPLETED", minute=9))).status == 503
@@ -255,7 +257,9 @@ async def test_what_others_change_meanwhile_is_merged_with_and_never_overwritten
     async with serving(world_at(tmp_path)) as server:
         records, clock = server.records, server.process.world.clock
         busy = Weak(records.engine, RowConflictError(), times=3)
-        server.process.events._records = RecordEvents(records.shelves, records.store, Merging(busy, clock))
+        server.process.events._records = RecordEvents(
+            records.shelves, records.store, Merging(busy, clock), records.speakers
+        )
         assert (await post(server, event())).status == 202
         busy.times = 1_000
         assert is_problem(await post(server, event("QUEUED", minute=5, customerId="x")), 503, "record-busy")
