@@ -56,6 +56,7 @@ def record_parts(node: Node, engine: RecordEngine, check_room: CheckRoom, sinks:
         clock=node.clock,
         files=node.files,
         root=f"{node.root}/records",
+        sign=lambda instance, text: node.audit_keys.signer(str(instance)).note(text),
     )
 
     search = SearchIndexes(

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from pipeline.adapters.fulltext import FtsIndex
 from pipeline.adapters.sqlite import SqliteEngine
+from pipeline.audit.notes import Signer
 from pipeline.crypt.duty import KEY_LIFE
 from pipeline.crypt.keyring import KeyRing
 from pipeline.delivery.lanes import Backoff
@@ -29,6 +30,8 @@ from tests.unit.keyring_fakes import ARN, CACHE, OLD_ARN
 
 SERVICE_ARN = OLD_ARN
 """The operator's KMS key; the instances' own is `ARN`."""
+SIGNERS: dict[InstanceId, Signer] = {}
+"""What the instances' audit logs sign with."""
 KEPT = [row.data_class for row in POLICIES.values() if row.kept]
 """Classes of the record store."""
 ACCOUNT = "111122223333"
@@ -130,6 +133,7 @@ async def records_over(process: Node) -> AsyncIterator[Records]:
             clock=world.clock,
             files=process.volume.files,
             root=f"{world.root}/records",
+            sign=lambda instance, text: SIGNERS.setdefault(instance, Signer.make(f"test/{instance}")).note(text),
         )
         sweeper = Sweeper(shelves, engine, process.commits, process.trail, world.clock, held.__contains__)
         records = Records(

@@ -38,11 +38,15 @@ def export(
     answer = _ask(url, token_file, instance, "export", _identity())
     write_file(output, answer.body)
     found = json.loads(answer.body)
-    told = {"records": len(found["records"]), "notSearched": found["notSearched"]}
+    told = {
+        "records": len(found["records"]),
+        **{name: found[name] for name in ("contacts", "notIncluded", "notSearched")},
+    }
     if as_json:
         screen.emit(told)
     else:
-        screen.say(f"{told['records']} records; not searched, for want of an index: {', '.join(told['notSearched'])}")
+        screen.say(f"{told['records']} records")
+        _show_rest(found)
 
 
 def erase(
@@ -51,7 +55,7 @@ def erase(
     token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove all that is known of a person, and print the receipt, which is kept in records/receipts/.
+    """Remove all that is known of a person, and print the receipt, kept, and signed, in records/receipts/.
 
     Who it is stands on standard input, as with export. Exit code 3 if a legal hold stands against it.
     """
@@ -105,5 +109,15 @@ def _show(answer: "Answer", *, as_json: bool) -> None:
         screen.say(f"  {each['dataClass']}: {len(each['records'])} records{key}")
     for each in receipt["remainsIn"]:
         screen.say(f"  still in backup {each['backup']} until {each['until']}")
-    if receipt["notSearched"]:
-        screen.say(f"  not searched, for want of an index: {', '.join(receipt['notSearched'])}")
+    _show_rest(receipt)
+
+
+def _show_rest(answer: Mapping[str, Any]) -> None:
+    """Say what is in none of it."""
+    if answer.get("contacts"):
+        screen.say(f"  contacts: {', '.join(answer['contacts'])}")
+    for each in answer.get("notIncluded", ()):
+        screen.say(f"  not included: {each['what']} of {each['of']}")
+        screen.say(f"    held: {each['held']}; delivered: {each['delivered']}")
+    if answer["notSearched"]:
+        screen.say(f"  not searched, for want of an index: {', '.join(answer['notSearched'])}")

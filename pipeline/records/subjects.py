@@ -4,8 +4,9 @@ A person is told by values: numbers, mail addresses, ids. Found is what a class'
 can't be searched so, and every answer names them.
 """
 
+import hashlib
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -16,6 +17,7 @@ import msgspec
 
 from pipeline.crypt.blind import BlindKey
 from pipeline.errors import RefuseError
+from pipeline.ids import InstanceId
 from pipeline.instances import Instance
 from pipeline.interim.commit import Commit, GroupCommit
 from pipeline.ports import Clock, FileSystem
@@ -41,6 +43,14 @@ KINDS: Mapping[str, frozenset[str]] = {
 MOST = 10_000
 """Records of one person and class: more is a mistake."""
 _ATTEMPTS = 8
+CONTACTS = "contact_metadata"
+"""The class whose records tell which contacts a person had; their ids are the contacts'."""
+_NOT_INCLUDED = {
+    "what": "recordings and transcripts",
+    "of": "the contacts named here, and any that no record names",
+    "held": "pipeline ls --contact ID; pipeline erase recording ID",
+    "delivered": "objects of the instance's own bucket: every version, by its owner",
+}
 
 Identity = Mapping[str, Sequence[str]]
 
@@ -58,6 +68,8 @@ class Subjects:
     files: FileSystem
     root: str
     """Of the records' folder."""
+    sign: Callable[[InstanceId, str], str]
+    """Sign a text as the instance's audit log; give the signed note. Blocks."""
 
     async def export(self, caller: Instance, identity: Identity) -> dict[str, Any]:
         """Give out all that is known of a person. Audited before it is.
@@ -68,14 +80,18 @@ class Subjects:
 
         """
         _check(identity)
-        records = []
+        records, contacts = [], set[str]()
         for shelf, asked in self._asked(caller, identity):
-            records += [_document(shelf, record) for record in await self._found(caller, shelf, asked)]
+            found = await self._found(caller, shelf, asked)
+            records += [_document(shelf, record) for record in found]
+            contacts |= _contacts(shelf, found)
         await self._tell(caller, "SubjectExported", count=len(records))
         return {
             "exportedAt": self.clock.now(),
             "instanceId": caller.instance_id,
             "records": records,
+            "contacts": sorted(contacts),
+            "notIncluded": [_NOT_INCLUDED],
             "notSearched": self._not_searched(caller, identity),
         }
 
@@ -90,7 +106,10 @@ class Subjects:
         _check(identity)
         await self.store.check_removal(caller.instance_id)
         removed: list[dict[str, Any]] = []
+        contacts = set[str]()
         for shelf, asked in self._asked(caller, identity):
+            if shelf.scope.policy.data_class == CONTACTS:
+                contacts |= _contacts(shelf, await self._found(caller, shelf, asked))
             blind = await shelf.blind()
             rows = await self._rows(shelf, blind, asked)
             if not rows:
@@ -103,7 +122,9 @@ class Subjects:
             removed.append(_receipt_line(shelf, rows))
             if await self._rows(shelf, await shelf.blind(), asked):
                 raise RefuseError("records of this person came while they were removed; ask again")
-        return await self._receipt(caller, "erasure", removed, backups, self._not_searched(caller, identity))
+        told = {"contacts": sorted(contacts), "notIncluded": [_NOT_INCLUDED]}
+        told["notSearched"] = self._not_searched(caller, identity)
+        return await self._receipt(caller, "erasure", removed, backups, told)
 
     async def opt_out(self, caller: Instance, shelf: Shelf, subject: str, backups: Sequence[str]) -> dict[str, Any]:
         """Destroy a subject's key, and take nothing more of them; also of one who is not known yet. Give the receipt.
@@ -119,7 +140,7 @@ class Subjects:
         await self.store.check_removal(caller.instance_id)
         normal = finding.normal(policy.fields[0].normal, subject)
         removed = await self._shred(caller, shelf, normal, "SubjectOptedOut", forget=False)
-        return await self._receipt(caller, "opt-out", [removed], backups, [])
+        return await self._receipt(caller, "opt-out", [removed], backups, {"notSearched": []})
 
     # --- inside
 
@@ -196,9 +217,10 @@ class Subjects:
         what: str,
         removed: Sequence[Mapping[str, Any]],
         backups: Sequence[str],
-        not_searched: Sequence[str],
+        told: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """Keep the receipt, and its place in the audit trail. A keyed hash tells of whom it is, to who has the key."""
+        """Keep the receipt, signed, and its place in the audit trail. Keyed hashes tell of whom, to who has the key."""
+        await self.engine.settled()  # else upkeep does it, within seconds
         receipt: dict[str, Any] = {
             "receiptId": uuid4(),
             "what": what,
@@ -207,20 +229,32 @@ class Subjects:
             "removed": list(removed),
             "cleared": ["records.db", "its write-ahead log", "its indexes"],
             "remainsIn": [{"backup": backup, "until": "it is destroyed"} for backup in backups],
-            "notSearched": list(not_searched),
+            **told,
         }
-        content = msgspec.json.format(msgspec.json.encode(receipt))
+        text = msgspec.json.format(msgspec.json.encode(receipt)).decode() + "\n"
+        note = await anyio.to_thread.run_sync(self.sign, caller.instance_id, text)
         directory = f"{self.root}/receipts/{caller.instance_id}"
         await anyio.to_thread.run_sync(self.files.make_directory, directory)
         line = self.trail.changed(
-            caller.instance_id, "SubjectReceipt", receiptId=str(receipt["receiptId"]), what=what, classes=len(removed)
+            caller.instance_id,
+            "SubjectReceipt",
+            receiptId=str(receipt["receiptId"]),
+            what=what,
+            classes=len(removed),
+            sha256=hashlib.sha256(text.encode()).hexdigest(),
         )
-        path = f"{directory}/{receipt['receiptId']}.json"
-        await self.commits.commit(Commit(files=((path, content),), lines=(line,)))
+        path = f"{directory}/{receipt['receiptId']}"
+        files = ((f"{path}.json", text.encode()), (f"{path}.note", note.encode()))
+        await self.commits.commit(Commit(files=files, lines=(line,)))
         return receipt
 
     async def _tell(self, caller: Instance, verb: str, **details: Any) -> None:
         await self.commits.commit(Commit(lines=(self.trail.changed(caller.instance_id, verb, **details),)))
+
+
+def _contacts(shelf: Shelf, records: Sequence[Record]) -> set[str]:
+    """Tell which contacts records are of."""
+    return {record.id for record in records} if shelf.scope.policy.data_class == CONTACTS else set()
 
 
 def _check(identity: Identity) -> None:

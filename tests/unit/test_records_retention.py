@@ -3,20 +3,23 @@
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from pipeline.audit.notes import opened as opened_note
 from pipeline.errors import LegalHoldError, RefuseError, SegmentForgedError
 from pipeline.records.classes import POLICIES
 from pipeline.records.drafts import Draft
 from pipeline.records.sealing import Record
 from pipeline.records.subjectkeys import OptedOutError
 from tests.intake_server import CANARY, TOKENS, Server, is_problem, serving, world_at
-from tests.records_fixture import KEPT, Records, records_over
+from tests.records_fixture import KEPT, SIGNERS, Records, records_over
 from tests.store_fixture import World, node
 from tests.unit.keyring_fakes import A, B
 
@@ -140,7 +143,7 @@ async def test_opting_out_destroys_what_a_copy_of_the_file_holds_too(tmp_path: P
             await get(records, "voiceid", "v-1")
         with pytest.raises(OptedOutError):
             await put(records, "voiceid", "v-3", part="voiceprint")
-        kept = list((tmp_path / "records" / "receipts" / str(A)).iterdir())
+        kept = list((tmp_path / "records" / "receipts" / str(A)).glob("*.json"))
         assert [json.loads(each.read_bytes())["receiptId"] for each in kept] == [str(receipt["receiptId"])]
         assert b"speaker-1" not in kept[0].read_bytes()
 
@@ -176,6 +179,10 @@ async def test_a_persons_data_is_given_out_and_removed_across_classes(tmp_path: 
         records.held.clear()
         receipt = await records.subjects.erase(records.caller(A), who, ["backup-1"])
         assert {each["dataClass"] for each in receipt["removed"]} == indexed
+        for told in (out, receipt):
+            assert told["contacts"] == ["r-1"]
+            assert [each["what"] for each in told["notIncluded"]] == ["recordings and transcripts"]
+        _check_receipt(records, receipt)
         assert (await records.subjects.export(records.caller(A), who))["records"] == []
         for data_class in KEPT:
             assert await get(records, data_class, "other") is not None
@@ -185,6 +192,21 @@ async def test_a_persons_data_is_given_out_and_removed_across_classes(tmp_path: 
         for wrong in nobody:
             with pytest.raises(RefuseError):
                 await records.subjects.erase(records.caller(A), wrong, [])
+
+
+def _check_receipt(records: Records, receipt: Mapping[str, Any]) -> None:
+    """See that it is kept as it was given, signed by the audit log's key, and the audit trail has its digest."""
+    root = records.process.world.root
+    path = root / "records" / "receipts" / str(A) / f"{receipt['receiptId']}.json"
+    text = path.read_text()
+    assert json.loads(text) == json.loads(msgspec.json.encode(receipt))
+    assert opened_note(path.with_suffix(".note").read_text(), SIGNERS[A].verifier) == text
+    with pytest.raises(RefuseError):
+        opened_note(path.with_suffix(".note").read_text().replace("erasure", "erosion"), SIGNERS[A].verifier)
+    files = (root / "audit" / str(A)).glob("*.jsonl")
+    lines = [json.loads(each) for file in files for each in file.read_bytes().splitlines()]
+    told = [each["requestParameters"] for each in lines if each["eventName"] == "SubjectReceipt"]
+    assert told[-1]["sha256"] == sha256(text.encode()).hexdigest()
 
 
 async def ask(server: Server, what: str, document: object, token: str = TOKENS[A]) -> Any:
