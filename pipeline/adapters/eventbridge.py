@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SOURCE = "pipeline.recordings"
 """EventBridge keeps sources that begin with `aws.` for itself."""
+_REPEATS = "eventDeduplicationId"
 BATCH_ENTRIES = 10
 PATIENCE_S = 30.0
 """How long one request may take."""
@@ -22,13 +23,18 @@ PATIENCE_S = 30.0
 
 class _Event(msgspec.Struct, rename={"detail_type": "detail-type"}):
     detail_type: str
-    detail: msgspec.Raw
+    detail: dict[str, Any]
     time: str
     resources: list[str] = []
+    id: str = ""
 
 
 class EventBridgeSink:
-    """`EventSink`: status events to a bus, by a client from `adapters.aws`. The bus keeps no order."""
+    """`EventSink`: status events to a bus, by a client from `adapters.aws`. The bus keeps no order.
+
+    It gives each event an id of its own: what tells repeats is `eventDeduplicationId` in the detail, which an event
+    that is handed on as it came gets from its envelope.
+    """
 
     def __init__(self, client: "EventBridgeClient", bus: str) -> None:
         self._client: Any = client
@@ -52,11 +58,12 @@ class EventBridgeSink:
 
     def _entry(self, event: bytes) -> dict[str, Any]:
         given = self._events.decode(event)
+        detail = {_REPEATS: given.id, **given.detail} if given.id else given.detail
         return {
             "EventBusName": self._bus,
             "Source": SOURCE,
             "DetailType": given.detail_type,
-            "Detail": bytes(given.detail).decode(),
+            "Detail": msgspec.json.encode(detail).decode(),
             "Time": given.time,
             "Resources": given.resources,
         }

@@ -4,6 +4,8 @@ A queue is only ever a hint: messages may be lost, repeated, reordered or late. 
 """
 
 import contextlib
+import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -67,6 +69,9 @@ class SqsQueue:
         return failed
 
 
+_PLAIN = re.compile(r"[A-Za-z0-9:/._-]{1,128}")
+
+
 class _Detail(msgspec.Struct, rename="camel"):
     recording_id: str = ""
     event_deduplication_id: str = ""
@@ -75,12 +80,13 @@ class _Detail(msgspec.Struct, rename="camel"):
 class _Event(msgspec.Struct):
     detail: _Detail
     id: str = ""
+    resources: list[str] = []
 
 
 class SqsSink:
     """`EventSink`: status events to a queue.
 
-    In a FIFO queue a recording is a message group, and the event's own id removes repeats.
+    In a FIFO queue a recording, or a case, is a message group, and the event's own id removes repeats.
     """
 
     def __init__(self, client: "SQSClient", url: str) -> None:
@@ -98,9 +104,11 @@ class SqsSink:
                 raise DeferError("the queue did not take all of the events; they are sent again")
 
     def _detail(self, event: bytes) -> _Detail:
-        """Tell a recording's event, or one that is handed on as it came, by its envelope's id."""
+        """Tell a recording's event; one that is handed on as it came by its id, grouped by the last it is about."""
         given = self._events.decode(event)
-        return given.detail if given.detail.recording_id else _Detail(given.id, given.id)
+        if given.detail.recording_id:
+            return given.detail
+        return _Detail(_plain(given.resources[-1] if given.resources else given.id), _plain(given.id))
 
     def _entry(self, number: int, detail: _Detail, event: bytes) -> dict[str, str]:
         entry = {"Id": str(number), "MessageBody": event.decode()}
@@ -108,6 +116,11 @@ class SqsSink:
             entry["MessageGroupId"] = detail.recording_id
             entry["MessageDeduplicationId"] = detail.event_deduplication_id
         return entry
+
+
+def _plain(name: str) -> str:
+    """Give an id as SQS takes it in a FIFO queue: 1 to 128 characters of some kinds; else its hash."""
+    return name if _PLAIN.fullmatch(name) else hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
 
 
 def batches(events: Sequence[tuple[_Detail, bytes]]) -> Iterator[list[tuple[_Detail, bytes]]]:
