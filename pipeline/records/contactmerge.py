@@ -165,7 +165,9 @@ def _fitting(values: Mapping[Place, Any], marks: Mapping[Place, str], *, was_cut
 
 def _put(record: dict[str, Any], place: Place, value: Any) -> None:
     name, inner = place
-    if inner:
-        record.setdefault(name, {})[inner] = value
-    else:
+    if not inner:
         record[name] = value
+        return
+    if not isinstance(record.get(name), dict):
+        record[name] = {}  # somebody put something else there
+    record[name][inner] = value

@@ -125,6 +125,11 @@ def test_events_merge_into_what_somebody_put_and_take_its_place_where_they_say_s
     assert (found["Note"], found["Channel"], found["Attributes"]["z"]) == ("kept", "VOICE", "kept")
 
 
+def test_what_somebody_put_in_the_place_of_a_group_gives_way_to_it() -> None:
+    found = record(*LIFE, known={"Attributes": "none", "NewestBy": {"Attributes": "x", "Channel": {"a": "b"}}})
+    assert found["Attributes"] == {"a": "1", "b": "3"}
+
+
 def test_what_is_too_large_is_left_out_and_that_is_said() -> None:
     found = record(*LIFE, event("CONTACT_DATA_UPDATED", 5, attributes={"huge": "x" * LIMIT, "b": "5"}))
     assert found["Truncated"] is True
