@@ -239,6 +239,11 @@ def _kept(journal_days: int) -> list[dict[str, Any]]:
             "holds": "events about its contact, sealed, which may name numbers; nothing of what was recorded",
             "until": f"{journal_days} days after they came",
         },
+        {
+            "place": "records",
+            "holds": "what is known of its contact, sealed, if the service has a KMS key of its own",
+            "until": "24 months after the contact began, or `pipeline subject erase`",
+        },
     ]
 
 

@@ -179,6 +179,7 @@ async def test_a_recording_is_erased_where_it_lies_and_named_where_it_was_delive
             code, receipt, _ = await pipeline(site, *erase, "--yes", "--shred")
             assert (code, receipt["method"].split(",")[0]) == (0, "removal")
             assert len(receipt["dataKeysDestroyed"]) == 1
+            assert [each["place"] for each in receipt["kept"]] == ["audit", "receipts", "events", "journal", "records"]
             assert [copy["place"].split()[0] for copy in receipt["copies"]] == ["backup"]
             assert naming(site, gone.replace("-", "")) == []
             assert len(naming(site, stays.replace("-", ""))) == 1
