@@ -54,11 +54,12 @@ async def test_a_log_that_was_cut_with_every_trace_here_is_found_out_by_the_buck
         assert str(site.acme.instance.instance_id) in {each["requestParameters"]["log"] for each in signed}
 
         [path] = log_of(site).glob("*.jsonl")
-        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[: records - 1]))
         shutil.rmtree(log_of(site) / "checkpoints")
         covered.unlink()
         Path(site.settings.config_dir, "audit", f"{log_of(site).name}.checkpoint").unlink()
         assert (await verified(site))["ok"]
         found = await verified(site, "--bucket", code=1)
-        assert (found["missing"], found["gap"], found["invalid"]) == (1, 0, 0)
+        assert found["missing"] >= 1  # more if the service had something to say after the delivery
+        assert (found["gap"], found["invalid"]) == (0, 0)
         assert found["firstBad"]["index"] == records - 1

@@ -72,10 +72,10 @@ async def test_a_reset_before_the_answer_to_any_step_is_retried(operation: str, 
 
 
 @contextmanager
-def impatient() -> Iterator[None]:
+def impatient(patience_s: float = 0.3) -> Iterator[None]:
     """Let deadlines be short; whatever else is late then, too, is only tried again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(s3, "PATIENCE_S", 0.3)
+        patch.setattr(s3, "PATIENCE_S", patience_s)
         patch.setattr(s3, "SLOWEST_BYTES_PER_S", 64 * SMALL_PARTS)
         patch.setattr("pipeline.delivery.patience.TRIES", 2)
         yield
@@ -105,8 +105,8 @@ async def test_a_part_that_nobody_reads_is_given_up_after_the_time_its_size_allo
 
 async def test_an_answer_that_comes_byte_by_byte_does_not_keep_a_worker_for_ever() -> None:
     async with s3_wire() as server:
-        server.faults["put"] = [Fault(applied=True, bytes_per_s=50)]
-        with impatient(), pytest.raises(DestinationBusyError):
+        server.faults["put"] = [Fault(applied=True, bytes_per_s=40)]
+        with impatient(1.0), pytest.raises(DestinationBusyError):
             await attempt(server, SMALL)
         await delivered_in_the_end(server, SMALL)  # it was written: a second one is not
         assert server.operations[-1] == "head"
