@@ -1,9 +1,23 @@
 """What all tests share."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 from _pytest.terminal import TerminalReporter
+
+from tests import log_guard
+
+
+def pytest_configure() -> None:
+    """Hear everything that is logged in this process."""
+    log_guard.install()
+
+
+@pytest.fixture(autouse=True)
+def nothing_secret_is_logged() -> Iterator[log_guard.LogGuard]:
+    """Fail a test in which something was logged, at whatever level, that is secret or personal."""
+    yield from log_guard.guarded()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -22,12 +22,13 @@ from pipeline.intake.subjects import SubjectRoutes
 from pipeline.intake.unrepeated import Unrepeated
 from pipeline.records.merging import Merging
 from pipeline.settings import HttpSettings
+from tests import markers
 from tests.records_fixture import Records, records_over
 from tests.store_fixture import MARKER, Node, World, instance, node
 from tests.unit.keyring_fakes import A, B
 
 TOKENS = {A: "token-of-a", B: "token-of-b"}
-CANARY = "canary-4930123456789"
+CANARY = markers.REJECTED
 """Stands in everything that a caller may get wrong; no answer may repeat it."""
 BODY = MARKER * 100
 

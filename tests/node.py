@@ -15,6 +15,7 @@ import anyio
 
 import pipeline
 from pipeline import compose
+from tests.log_guard import WATCH
 from tests.sites import Party, Site
 
 START_S = 30
@@ -103,7 +104,9 @@ class ProcessNode:
         return self.lives[-1].pid
 
     async def start(self) -> None:
-        """Start it, and wait until it says where it listens."""
+        """Start it, and wait until it says where it listens. What it logs must tell no secret: see `log_guard`."""
+        if WATCH.guard is not None:
+            WATCH.guard.watch(self.log)
         said = self.log.stat().st_size if self.log.exists() else 0
         command = [sys.executable, "-m", "pipeline", "serve", "--config", str(self.site.write_settings())]
         with self.log.open("ab") as log:

@@ -329,7 +329,7 @@ def _site(directory: Path, keys: list[str], kms: Endpoint, s3: Endpoint, *, acco
         http=HttpSettings(port=0),
         store=StoreSettings(free_bytes=2**20),
         delivery=QUICK,
-        log=LogSettings(),
+        log=LogSettings(level="DEBUG"),
         drain=timedelta(seconds=2),
     )
     return Site(directory, settings, acme=made[0], borealis=made[1], reader=s3)

@@ -35,11 +35,12 @@ from pipeline.ports import Buffer, FileSystem
 from pipeline.settings import StoreSettings
 from pipeline.tenants import Tenant, Tenants
 from pipeline.trail import Trail
+from tests import markers
 from tests.unit.keyring_fakes import ARN, CACHE, GRACE, A, B, FakeClock, StrictKms
 
 HOUR_S = 3_600.0
 """Between refusals of a disk that are to be accidents: those that follow each other soon are taken for its end."""
-MARKER = b"TOP-SECRET-PLAINTEXT-"
+MARKER = markers.MEDIA
 """Begins every payload that is searched for afterwards."""
 
 

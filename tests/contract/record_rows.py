@@ -3,10 +3,11 @@
 import json
 from dataclasses import dataclass, field
 
+from tests import markers
 from tests.records_fixture import ACCOUNT, arn_of
 from tests.unit.keyring_fakes import A
 
-NUMBER = "+4930901820"
+NUMBER = markers.NUMBER
 BODY = json.dumps(
     {
         "PhoneNumber": NUMBER,

@@ -13,10 +13,11 @@ from typing import Any
 import anyio
 
 from pipeline.ids import Kind
+from tests import markers
 from tests.node import Caller, until
 from tests.sites import PREFIXES, Party, Site, Stored
 
-MARKER = b"spoken, and to be read by nobody else. "
+MARKER = markers.SPOKEN
 STARTED = "2026-11-23T14:05:12.000Z"
 STAMP = "20261123T14:05"
 CROWD = 200

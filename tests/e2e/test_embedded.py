@@ -27,8 +27,9 @@ from pipeline.ids import Kind
 from pipeline.instances import Instance
 from pipeline.provision import demo_token_file, provision_demo, provision_instance
 from pipeline.settings import Settings, load
+from tests import markers
 
-MARKER = b"spoken, and to be read by nobody else. "
+MARKER = markers.SPOKEN
 BODY = MARKER * 5_000
 
 

@@ -3,38 +3,22 @@
 import base64
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.settings import Credentials, LogSettings
+from tests import markers
 from tests.e2e.journey import MARKER, contact_event, message, wav
+from tests.log_guard import found
 from tests.node import Caller, process_node, until
 from tests.proxy import Proxy, proxied
 from tests.sites import Site, moto_site
 
-NUMBER = "+4917012345678"
-SECRET = "canary-secret-of-an-access-key"
-NAME = "Ada Lovelace-Canary"
-
-
-def forms(secret: bytes) -> Iterator[bytes]:
-    """Give a secret as it may be written: raw, hex, base64 at any offset, as Python shows it, as a URL has it."""
-    yield secret
-    yield secret.hex().encode()
-    yield secret.hex().upper().encode()
-    yield repr(secret)[2:-1].encode()
-    yield secret.replace(b"+", b"%2B").replace(b" ", b"%20")
-    for shift in range(3):
-        # The first and the last four letters also depend on what stands before and behind it.
-        yield base64.b64encode(b"\0" * shift + secret)[4:-4]
-
-
-def found(secret: bytes, said: bytes) -> list[bytes]:
-    """Give the forms in which a secret was said."""
-    return [form for form in forms(secret) if form in said]
+NUMBER = markers.CALLER
+SECRET = markers.ACCESS_SECRET
+NAME = markers.ATTRIBUTE
 
 
 def data_keys(kms: Proxy) -> set[bytes]:

@@ -8,11 +8,12 @@ from pathlib import Path
 from pipeline.instances import KeyAccess
 from pipeline.records.classes import POLICIES
 from pipeline.settings import KeySettings
+from tests import markers
 from tests.kms_server import ACCOUNT, new_key
 from tests.records_site import KEPT, RecordSite, record_site, serving
 
 SERVICE_ROLE = f"arn:aws:iam::{ACCOUNT}:role/pipeline"
-MARKER = "Erika-Mustermann-4930901820"
+MARKER = f"{markers.PERSON}-4930901820"
 DATA = {
     "name": MARKER,
     "PhoneNumber": "+4930901820",

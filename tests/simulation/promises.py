@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from pipeline.ids import InstanceId, Kind
 from pipeline.intake.reception import Answer, Source
+from tests import markers
 
-MARKER = b"TOP-SECRET-PLAINTEXT-"
+MARKER = markers.MEDIA
 """Begins everything that nobody may read."""
 BEGINNING = 40
 """Bytes of a body that tell whose it is."""

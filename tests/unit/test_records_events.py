@@ -12,11 +12,12 @@ import pytest
 from pipeline.errors import DeferError, HoldCode, KeyUnavailableError
 from pipeline.records.events import DETAIL_TYPES
 from pipeline.records.publishing import POISON
+from tests import markers
 from tests.intake_server import CANARY, Server, is_problem, serving, world_at
 from tests.records_fixture import arn_of
 from tests.unit.keyring_fakes import OLD_ARN, A, B, refusal
 
-SECRET = "Erika-Mustermann-0815"
+SECRET = f"{markers.PERSON}-0815"
 
 
 def envelope(detail_type: str, **detail: Any) -> dict[str, Any]:

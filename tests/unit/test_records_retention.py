@@ -18,13 +18,14 @@ from pipeline.records.classes import POLICIES
 from pipeline.records.drafts import Draft
 from pipeline.records.sealing import Record
 from pipeline.records.subjectkeys import OptedOutError
+from tests import markers
 from tests.intake_server import CANARY, TOKENS, Server, is_problem, serving, world_at
 from tests.records_fixture import KEPT, SIGNERS, Records, records_over
 from tests.store_fixture import World, node
 from tests.unit.keyring_fakes import A, B
 
 DAY_S = 86_400
-NUMBER = "+4930901820"
+NUMBER = markers.NUMBER
 DATA = {
     "PhoneNumber": NUMBER,
     "CustomerEndpoint": {"Address": NUMBER},

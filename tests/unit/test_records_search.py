@@ -13,12 +13,13 @@ from pipeline.crypt.segments import SEGMENT_LIMIT, DataKey
 from pipeline.errors import HoldCode, RecordsDeniedError, SegmentForgedError
 from pipeline.ids import KeyId
 from pipeline.records.indexcopies import key_id_of, opened_copy, sealed_copy
+from tests import markers
 from tests.intake_server import CANARY, Server, is_problem, serving, world_at
 from tests.records_fixture import KEPT, SERVICE_ARN, with_records
 from tests.store_fixture import instance
 from tests.unit.keyring_fakes import ARN, A, refusal
 
-MARKER = "Kündigungsfrist"
+MARKER = markers.WORD
 TEXTS = {
     "k-1": f"Die {MARKER} beträgt drei Monate zum Quartalsende.",
     "k-2": "A refund takes five days after the parcel came back.",
