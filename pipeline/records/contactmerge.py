@@ -37,8 +37,8 @@ _KNOWN = {
 _NO_TIME = datetime.min.replace(tzinfo=UTC)
 _FAR = datetime.max.replace(tzinfo=UTC)
 
-Place = tuple[str, str]
-"""A member's name, and the name within it; "" where it is not merged one by one."""
+Place = tuple[str, ...]
+"""A member's name, and the name within it where those are merged one by one."""
 
 
 def merged(record: Mapping[str, Any] | None, events: Sequence[ContactEvent]) -> bytes | None:
@@ -80,7 +80,7 @@ def _said(event: ContactEvent) -> Iterator[tuple[Place, Any]]:
             continue
         if name not in _NESTED | _KEYED:
             if _is_set(name, value):
-                yield (name, ""), value
+                yield (name,), value
         elif isinstance(value, dict):
             for key, each in value.items():
                 inner = key if name in _KEYED else _canonical(key)
@@ -106,12 +106,12 @@ def _is_set(name: str, value: Any) -> bool:
 def _mark(event: ContactEvent, place: Place) -> str:
     """Say how new what an event says is: the greater mark counts."""
     name = event.envelope_id or ""
-    if place == (INITIATED_AT, ""):
+    if place == (INITIATED_AT,):
         # The oldest event counts: the more time there is till the end of all time, the greater.
         left = _FAR - (event.time or _FAR)
         return f"{left.days:08}.{left.seconds:05}.{left.microseconds:06} {name}"
     rank = 0 if event.event_type == "INITIATED" else 1
-    if place == ("EventType", "") and event.event_type == "COMPLETED":
+    if place == ("EventType",) and event.event_type == "COMPLETED":
         rank = 2
     return f"{rank} {(event.time or _NO_TIME).isoformat(timespec='microseconds')} {name}"
 
@@ -124,7 +124,7 @@ def _leaves(record: Mapping[str, Any]) -> dict[Place, Any]:
         if name in _NESTED | _KEYED and isinstance(value, dict):
             found |= {(name, key): each for key, each in value.items()}
         else:
-            found[name, ""] = value
+            found[(name,)] = value
     return found
 
 
@@ -135,7 +135,7 @@ def _marks(record: Mapping[str, Any]) -> dict[Place, str]:
         if isinstance(value, dict):
             found |= {(name, key): str(each) for key, each in value.items()}
         else:
-            found[name, ""] = str(value)
+            found[(name,)] = str(value)
     return found
 
 
@@ -164,10 +164,10 @@ def _fitting(values: Mapping[Place, Any], marks: Mapping[Place, str], *, was_cut
 
 
 def _put(record: dict[str, Any], place: Place, value: Any) -> None:
-    name, inner = place
+    name, *inner = place
     if not inner:
         record[name] = value
         return
     if not isinstance(record.get(name), dict):
         record[name] = {}  # somebody put something else there
-    record[name][inner] = value
+    record[name][inner[0]] = value

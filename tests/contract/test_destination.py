@@ -222,7 +222,7 @@ CONTRACT: list[Callable[[Bench], Awaitable[None]]] = [
 OPENERS = [
     pytest.param(strict, id="strict"),
     pytest.param(moto, id="moto"),
-    pytest.param(seaweedfs, id="seaweedfs", marks=pytest.mark.aws),
+    pytest.param(seaweedfs, id="seaweedfs", marks=[pytest.mark.aws, pytest.mark.slow]),
     pytest.param(localstack, id="localstack", marks=[pytest.mark.aws, pytest.mark.slow]),
 ]
 Opener = Callable[[Path], contextlib.AbstractAsyncContextManager[Bench]]
@@ -245,6 +245,7 @@ async def test_a_missing_bucket_holds_the_destination() -> None:
 
 
 @pytest.mark.aws
+@pytest.mark.slow
 async def test_seaweedfs_encrypts_with_the_configured_key_or_is_refused(tmp_path: Path) -> None:
     async with seaweedfs_bucket(tmp_path) as (bucket, keys):
         key_id = bucket.storage.kms_key_arn.rpartition("/")[2]

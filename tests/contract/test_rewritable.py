@@ -188,7 +188,7 @@ Opener = Callable[[Path], contextlib.AbstractAsyncContextManager[Bench]]
     [
         pytest.param(strict, id="strict"),
         pytest.param(moto, id="moto"),
-        pytest.param(seaweedfs, id="seaweedfs", marks=pytest.mark.aws),
+        pytest.param(seaweedfs, id="seaweedfs", marks=[pytest.mark.aws, pytest.mark.slow]),
         pytest.param(localstack, id="localstack", marks=[pytest.mark.aws, pytest.mark.slow]),
     ],
 )

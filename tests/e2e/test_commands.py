@@ -406,6 +406,7 @@ async def test_an_instance_can_name_a_storage_for_each_kind_in_a_file(tmp_path: 
         assert (wrong.exit_code, "storage[0].Bucket" in wrong.stderr) == (3, True)
 
 
+@pytest.mark.slow
 async def test_serve_ends_with_5_where_another_holds_the_store_and_with_0_when_told_to_stop(tmp_path: Path) -> None:
     endpoint = Endpoint(region=REGION, url="http://127.0.0.1:9", credentials=Credentials("none", "none"))
     config = settings_file(tmp_path / "config", tmp_path / "state", endpoint, endpoint)

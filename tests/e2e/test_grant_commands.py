@@ -111,6 +111,7 @@ async def test_an_instance_is_granted_its_key_and_nothing_else_and_gives_the_gra
         assert names[-1] == "InstanceRemoved"
 
 
+@pytest.mark.slow
 async def test_a_revoked_grant_is_missing_until_it_is_made_again(tmp_path: Path) -> None:
     async with site(tmp_path) as test:
         await test.put_policy(await test.asked_policy())

@@ -14,7 +14,7 @@ from tests.sites import Site, embedded_site, localstack_site, moto_site
 SITES = [
     pytest.param(moto_site, id="moto"),
     pytest.param(localstack_site, id="localstack", marks=pytest.mark.slow),
-    pytest.param(embedded_site, id="embedded"),
+    pytest.param(embedded_site, id="embedded", marks=pytest.mark.slow),
 ]
 
 

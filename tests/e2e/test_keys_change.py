@@ -125,6 +125,7 @@ async def test_a_change_writes_no_recording(quiet: None, tmp_path: Path) -> None
             await until(lambda: len(site.published(site.acme)) == 3)
 
 
+@pytest.mark.slow
 async def test_the_grant_goes_with_the_key(quiet: None, tmp_path: Path) -> None:
     async with key_server_site(tmp_path) as (site, keys), keys.client("admin") as admin:
         old, new = site.acme.instance.kms_key_arn, await new_key(admin)
@@ -188,6 +189,7 @@ async def test_either_key_lost_is_told_with_its_side_and_the_same_command_goes_o
             await until(lambda: len(site.published(site.acme)) == 1)
 
 
+@pytest.mark.slow
 async def test_what_was_delivered_under_the_old_key_is_from_then_on_delivered_under_the_new_one(
     quiet: None, tmp_path: Path
 ) -> None:

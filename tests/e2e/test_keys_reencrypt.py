@@ -88,6 +88,7 @@ async def brought(site: Site, prefix: str) -> None:
 
 
 @pytest.mark.aws
+@pytest.mark.slow
 async def test_after_none_is_left_every_object_reads_with_the_old_key_disabled(tmp_path: Path) -> None:
     """SeaweedFS, which truly encrypts: a change of KMS key for both what is held and what is delivered."""
     async with seaweedfs_site(tmp_path) as (site, keys), keys.client("admin") as admin:
@@ -136,6 +137,7 @@ async def test_after_none_is_left_every_object_reads_with_the_old_key_disabled(t
         assert names.count("ObjectReencryptionBegun") == names.count("ObjectReencrypted") >= len(before)
 
 
+@pytest.mark.slow
 async def test_older_versions_keep_the_number_above_none(tmp_path: Path) -> None:
     async with key_server_site(tmp_path) as (site, keys), keys.client("admin") as admin:
         new = await new_key(admin)
@@ -154,6 +156,7 @@ async def test_older_versions_keep_the_number_above_none(tmp_path: Path) -> None
         assert bodies(await site.objects(site.acme)).popitem()[1] == BODY
 
 
+@pytest.mark.slow
 async def test_it_mends_a_recording_whose_object_lies_under_another_key(tmp_path: Path) -> None:
     """Delivered under the old key, and the receipt lost in a crash; then the key was changed."""
     async with key_server_site(tmp_path) as (site, keys), keys.client("admin") as admin:

@@ -45,6 +45,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.logs.configure", lambda *_: None)
 
 
+@pytest.mark.slow
 async def test_what_is_held_gets_another_data_key_and_is_delivered(quiet: None, tmp_path: Path) -> None:
     async with key_server_site(tmp_path) as (site, _):
         right = site.acme.instance

@@ -82,6 +82,7 @@ async def queued(directory: Path) -> AsyncIterator[tuple[Site, Queues]]:
         yield site, queues
 
 
+@pytest.mark.slow
 async def test_events_of_a_bus_reach_recordings_through_a_queue(tmp_path: Path) -> None:
     """A rule of EventBridge sends contact events on; the start that they tell is in the object's key."""
     async with queued(tmp_path) as (site, queues), open_client("events", site.settings.events) as bus:

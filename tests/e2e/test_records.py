@@ -5,6 +5,8 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
+
 from pipeline.instances import KeyAccess
 from pipeline.records.classes import POLICIES
 from pipeline.settings import KeySettings
@@ -157,6 +159,7 @@ async def test_the_commands_put_find_import_and_delete(tmp_path: Path) -> None:
             assert "[1]" in done.output
 
 
+@pytest.mark.slow
 async def test_a_change_of_key_by_command_frees_the_old_key_and_uses_a_grant_on_the_new(tmp_path: Path) -> None:
     async with record_site(tmp_path) as records, records.keys.client("admin") as admin:
         acme = records.site.acme

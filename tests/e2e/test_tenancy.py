@@ -137,6 +137,7 @@ async def test_a_ring_file_of_another_instance_opens_nothing(tmp_path: Path) -> 
             await nothing_of(site, f"c-{party.instance.alias}")
 
 
+@pytest.mark.slow
 async def test_a_ring_file_rewritten_for_another_instance_is_not_used(tmp_path: Path) -> None:
     """Whoever can write to the store gives one tenant's wrapped key the other's names: only what needs it waits."""
     async with undelivered(tmp_path) as site:
@@ -183,6 +184,7 @@ async def test_an_artifact_that_bears_another_instances_names_is_put_aside(tmp_p
         assert {path.read_bytes()[HEADER_SIZE:] for path in site.artifacts("integrity")} == {content[HEADER_SIZE:]}
 
 
+@pytest.mark.slow
 async def test_instances_that_change_names_lose_no_recording_to_each_other(tmp_path: Path) -> None:
     """Every file of the store that bears one tenant's id gets the other's, its folder too."""
     async with undelivered(tmp_path) as site:

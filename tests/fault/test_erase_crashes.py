@@ -47,6 +47,9 @@ class NoRows:
     async def page(self, *_: object) -> list[object]:
         return []
 
+    async def settled(self) -> bool:
+        return True
+
 
 class NoShelves:
     """`Shelves` of nobody."""

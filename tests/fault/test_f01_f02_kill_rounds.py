@@ -13,12 +13,6 @@ SEED = 32
 
 
 @pytest.mark.aws
-@pytest.mark.timeout(120)
-async def test_two_kills_under_load_lose_and_repeat_nothing(tmp_path: Path) -> None:
-    assert await rounds(2, SEED, 4, tmp_path) == Outcome(2, 0, 0, 0, 0, SEED)
-
-
-@pytest.mark.aws
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_kills_of_the_service_and_of_its_servers_lose_and_repeat_nothing(tmp_path: Path) -> None:

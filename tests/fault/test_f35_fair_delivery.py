@@ -81,7 +81,9 @@ def undisturbed() -> Seen:
     return run(traffic(None))
 
 
-@pytest.mark.parametrize("death", [silent, refused, forbidden])
+@pytest.mark.parametrize(
+    "death", [pytest.param(silent, marks=pytest.mark.slow), refused, pytest.param(forbidden, marks=pytest.mark.slow)]
+)
 def test_a_dead_bucket_does_not_change_what_the_others_wait(death: Callable[[], object]) -> None:
     healthy, troubled = undisturbed(), run(traffic(death))
     assert healthy.count > 5000

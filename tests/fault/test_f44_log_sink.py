@@ -166,6 +166,7 @@ def test_a_process_ends_though_its_log_blocks() -> None:
 
 
 @pytest.mark.aws
+@pytest.mark.slow
 async def test_a_service_whose_log_nobody_reads_takes_and_delivers(tmp_path: Path) -> None:
     """Its standard error is a full pipe: what is said at start already does not fit."""
     reader, writer = os.pipe()
