@@ -136,7 +136,7 @@ INSTANCES = [InstanceId(UUID(int=number)) for number in range(1, 5)]
 @pytest.mark.parametrize(
     "recordings",
     [
-        pytest.param(3_000, id="three thousand"),
+        pytest.param(6_000, id="six thousand"),
         pytest.param(1_000_000, id="a million", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
     ],
 )
