@@ -393,13 +393,23 @@ async def _serve(given: Surroundings, stop: anyio.Event, started: Callable[[str]
             await node.configure()
 
         group.start_soon(_reload_on_hangup, service, node, name="reload")
-        group.start_soon(_look_at_permissions, Path(given.settings.state_dir), name="permissions")
-        await service.run(stop, prepared, lambda: started(url))
+        is_up = anyio.Event()
+        group.start_soon(_look_at_permissions, Path(given.settings.state_dir), is_up, name="permissions")
+
+        def tell() -> None:
+            is_up.set()
+            started(url)
+
+        await service.run(stop, prepared, tell)
         group.cancel_scope.cancel()
 
 
-async def _look_at_permissions(state: Path) -> None:
-    """Say once which of what is held others of this machine may read: what is made here never is."""
+async def _look_at_permissions(state: Path, is_up: anyio.Event) -> None:
+    """Say once which of what is held others of this machine may read: what is made here never is.
+
+    Only when the service is up: looking at a hundred thousand files would keep the start waiting.
+    """
+    await is_up.wait()
     found = await anyio.to_thread.run_sync(lambda: list(open_to_others_in(state)), abandon_on_cancel=True)
     if found:
         some = ", ".join(str(path) for path in found[:3])

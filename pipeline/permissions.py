@@ -17,17 +17,27 @@ def open_to_others_in(state: Path) -> Iterator[Path]:
     if state.stat().st_mode & 0o077:
         yield state
     seen = 0
-    for folder, names, files in os.walk(state):
-        if Path(folder).name == "bucket":
-            names[:] = [name for name in names if name != "data"]  # written by another program, in a closed folder
-        for name in (*names, *files):
+    folders = [str(state)]
+    while folders:
+        folder = folders.pop()
+        try:
+            entries = list(os.scandir(folder))
+        except OSError:  # gone meanwhile, or not to be read by us either
+            continue
+        for entry in entries:
             seen += 1
             if seen > MOST_ENTRIES:
                 return
-            path = Path(folder, name)
             try:
-                mode = path.lstat().st_mode
+                mode = entry.stat(follow_symlinks=False).st_mode
             except FileNotFoundError:
                 continue
             if not stat.S_ISLNK(mode) and mode & 0o077:
-                yield path
+                yield Path(entry.path)
+            if stat.S_ISDIR(mode) and not _is_foreign(entry):
+                folders.append(entry.path)
+
+
+def _is_foreign(entry: "os.DirEntry[str]") -> bool:
+    """Tell of a folder that another program writes, in a closed one."""
+    return entry.name == "data" and Path(entry.path).parent.name == "bucket"
