@@ -38,8 +38,8 @@ from pipeline.instances import Instance, KeyAccess, Storage
 from pipeline.interim.commit import Commit, GroupCommit
 from pipeline.interim.logs import Rotation
 from pipeline.interim.volume import Volume
+from pipeline.keyports import GeneratedKey, KeyDescription, KeyService, KmsCall
 from pipeline.policies import session_policy
-from pipeline.ports import GeneratedKey, KeyDescription, KeyService, KmsCall
 from pipeline.records.grants import folder_of, terms_of
 from pipeline.records.scopes import Placed
 from pipeline.records.shelves import RingKeys, ServiceKey, Shelves

@@ -33,8 +33,8 @@ from pipeline.embedded import ACCOUNT, BUCKET_SERVER, OPERATOR, REGION, SERVICE,
 from pipeline.errors import RefuseError
 from pipeline.ids import RECORDINGS_CLASS, InstanceId, Kind
 from pipeline.instances import ALIAS, Instance, KeyAccess, Storage, instance_context
+from pipeline.keyports import KmsCall
 from pipeline.policies import granting_statements
-from pipeline.ports import KmsCall
 from pipeline.records.classes import policy_of
 from pipeline.records.policy import FromConfig
 from pipeline.records.scopes import ScopeConfig

@@ -13,7 +13,8 @@ from pipeline.ids import InstanceId, Kind, RecordingId
 from pipeline.instances import Instance
 from pipeline.interim.logs import LogLine
 from pipeline.interim.states import ArtifactName
-from pipeline.ports import Clock, KmsCall
+from pipeline.keyports import KmsCall
+from pipeline.ports import Clock
 from pipeline.status import Facts, Failure, Quality, Status, status_event
 
 NODE = "node"

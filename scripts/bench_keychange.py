@@ -38,7 +38,7 @@ from pipeline.crypt.segments import DataKey, SegmentType
 from pipeline.ids import Kind, new_artifact_id
 from pipeline.instances import Instance
 from pipeline.interim.states import ArtifactName, State
-from pipeline.ports import KmsCall
+from pipeline.keyports import KmsCall
 from pipeline.settings import DeliverySettings
 from tests.kms_server import new_key
 from tests.node import process_node

@@ -27,7 +27,8 @@ from pipeline.intake.replay import RecordingNames, Replay
 from pipeline.interim.commit import GroupCommit
 from pipeline.interim.states import ArtifactName
 from pipeline.interim.store import InterimStore
-from pipeline.ports import KeyService, ObjectFacts, PutRequest
+from pipeline.keyports import KeyService
+from pipeline.ports import ObjectFacts, PutRequest
 from pipeline.tenants import Tenants
 from pipeline.trail import Trail
 

@@ -14,7 +14,7 @@ import aiohttp
 import anyio
 
 import pipeline
-from pipeline import compose
+from pipeline import running
 from tests.log_guard import WATCH
 from tests.sites import Party, Site
 
@@ -79,7 +79,7 @@ async def node(site: Site) -> AsyncIterator[Caller]:
         up.set()
 
     async with anyio.create_task_group() as group:
-        group.start_soon(compose.run, site.settings, stop, started, name="service")
+        group.start_soon(running.run, site.settings, stop, started, name="service")
         with anyio.fail_after(START_S):
             await up.wait()
         try:

@@ -30,7 +30,7 @@ from pipeline.errors import (
     PipelineError,
     RefuseError,
 )
-from pipeline.ports import GeneratedKey, GrantFacts, GrantTerms, KeyDescription, KmsCall, MadeGrant
+from pipeline.keyports import GeneratedKey, GrantFacts, GrantTerms, KeyDescription, KmsCall, MadeGrant
 
 if TYPE_CHECKING:
     from types_aiobotocore_kms import KMSClient

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import msgspec
 
-from pipeline.ports import KmsCall
+from pipeline.keyports import KmsCall
 
 _EVENT_VERSION = "1.11"
 _READ_ONLY = frozenset({"GenerateDataKey", "Encrypt", "Decrypt", "DescribeKey", "ListGrants", "ReEncrypt"})

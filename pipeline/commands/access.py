@@ -27,8 +27,8 @@ from pipeline.errors import KeyBusyError
 from pipeline.ids import InstanceId
 from pipeline.instances import Instance, Storage
 from pipeline.interim.logs import AppendLogs, LogLine
+from pipeline.keyports import KmsCall
 from pipeline.node import Clients, role_of
-from pipeline.ports import KmsCall
 from pipeline.settings import Settings
 from pipeline.trail import Trail
 

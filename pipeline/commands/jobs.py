@@ -94,7 +94,7 @@ async def _done_here(site: Site, folder: "JobFolder", ask: "Ask", what: str) -> 
 
     import anyio
 
-    from pipeline import compose, logs
+    from pipeline import logs, running
     from pipeline.process import harden
 
     if folder.report(ask).status.is_over:
@@ -111,7 +111,7 @@ async def _done_here(site: Site, folder: "JobFolder", ask: "Ask", what: str) -> 
     with screen.progress(what, is_bytes=False) as bar:
         async with anyio.create_task_group() as group:
             group.start_soon(show, name="progress")
-            report = await compose.perform(site.settings, ask)
+            report = await running.perform(site.settings, ask)
             group.cancel_scope.cancel()
     return report
 

@@ -18,7 +18,7 @@ def serve(config: ConfigOption = None, state_dir: StateDirOption = None, as_json
     from dataclasses import replace
 
     from pipeline import logs
-    from pipeline.compose import serve as run
+    from pipeline.running import serve as run
 
     settings = load_settings(config, state_dir)
     if as_json:

@@ -19,15 +19,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from pipeline.errors import GrantTokenError, HoldCode, KeyBusyError, KeyUnavailableError, StoreIoError
-from pipeline.ports import (
-    Clock,
-    FileSystem,
-    GeneratedKey,
-    GrantService,
-    GrantTerms,
-    KeyDescription,
-    KeyService,
-)
+from pipeline.keyports import GeneratedKey, GrantService, GrantTerms, KeyDescription, KeyService
+from pipeline.ports import Clock, FileSystem
 from pipeline.smallfiles import read_whole, write_whole
 
 T = TypeVar("T")

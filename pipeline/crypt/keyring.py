@@ -34,7 +34,8 @@ from pipeline.crypt.ringfiles import RingFiles
 from pipeline.crypt.segments import KEY_SIZE, DataKey
 from pipeline.errors import HoldCode, KeyBusyError, KeyUnavailableError, SegmentForgedError
 from pipeline.ids import RECORDINGS_CLASS, InstanceId, KeyId, Kind
-from pipeline.ports import Clock, FileSystem, KeyService
+from pipeline.keyports import KeyService
+from pipeline.ports import Clock, FileSystem
 
 _REFRESH_FROM = 0.8
 _REFRESH_SPREAD = 0.1

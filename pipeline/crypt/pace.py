@@ -10,7 +10,8 @@ from typing import TypeVar
 import anyio
 
 from pipeline.errors import KeyThrottledError
-from pipeline.ports import Clock, GeneratedKey, KeyDescription, KeyService
+from pipeline.keyports import GeneratedKey, KeyDescription, KeyService
+from pipeline.ports import Clock
 
 T = TypeVar("T")
 

@@ -20,7 +20,8 @@ from pipeline.crypt.keyring import KeyRing, data_key
 from pipeline.crypt.ringfile import RingFile, Wrapped
 from pipeline.errors import HoldCode, KeyBusyError, KeyUnavailableError, PipelineError, RefuseError
 from pipeline.ids import KeyId
-from pipeline.ports import Clock, KeyService
+from pipeline.keyports import KeyService
+from pipeline.ports import Clock
 
 _AT_A_TIME = 8
 """Data keys that are wrapped at the same time: KMS answers in some milliseconds, and in turn."""

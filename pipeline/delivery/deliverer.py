@@ -30,7 +30,8 @@ from pipeline.ids import ArtifactId, InstanceId, Kind, RecordingId
 from pipeline.instances import Instance, Storage
 from pipeline.interim.states import ArtifactName
 from pipeline.interim.store import InterimStore
-from pipeline.ports import Clock, Destination, KeyService
+from pipeline.keyports import KeyService
+from pipeline.ports import Clock, Destination
 from pipeline.status import Facts, Failure, FailureCode, Quality, Status
 from pipeline.tenants import Tenant, Tenants
 from pipeline.trail import Trail, subject_of

@@ -30,15 +30,7 @@ from pipeline.errors import (
 )
 from pipeline.ids import InstanceId, Kind
 from pipeline.instances import Storage
-from pipeline.ports import (
-    Clock,
-    Destination,
-    ObjectExistsError,
-    ObjectFacts,
-    PartFacts,
-    PutRequest,
-    UploadLostError,
-)
+from pipeline.ports import Clock, Destination, ObjectExistsError, ObjectFacts, PartFacts, PutRequest, UploadLostError
 
 PART_BYTES = 8 * MIB
 """Also the most that goes in one PutObject."""

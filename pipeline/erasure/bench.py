@@ -18,7 +18,8 @@ from pipeline.instances import Instance
 from pipeline.interim.commit import Commit, GroupCommit
 from pipeline.interim.logs import LogLine
 from pipeline.interim.states import ArtifactName
-from pipeline.ports import Clock, FileSystem, GrantService
+from pipeline.keyports import GrantService
+from pipeline.ports import Clock, FileSystem
 from pipeline.records.shelves import Shelves
 from pipeline.status import Facts, Failure, FailureCode, Status
 from pipeline.tenants import Tenants

@@ -16,7 +16,7 @@ from pipeline.intake.recorder import Recorder
 from pipeline.intake.replay import Replay
 from pipeline.interim.states import ArtifactName
 from pipeline.interim.store import InterimStore
-from pipeline.ports import GeneratedKey, KeyDescription
+from pipeline.keyports import GeneratedKey, KeyDescription
 
 
 class UnderWayError(DeferError):

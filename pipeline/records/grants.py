@@ -1,7 +1,8 @@
 """The grant of a scope's KMS key: exactly what its class's row allows, for exactly its encryption context."""
 
 from pipeline.crypt.grants import GrantFolder, name_of
-from pipeline.ports import FileSystem, GrantTerms
+from pipeline.keyports import GrantTerms
+from pipeline.ports import FileSystem
 from pipeline.records.scopes import Scope
 
 

@@ -12,7 +12,7 @@ import pytest
 from pipeline.adapters.aws import open_client
 from pipeline.adapters.kms import AwsKeyService
 from pipeline.errors import GrantTokenError, HoldCode, KeyUnavailableError, RefuseError
-from pipeline.ports import GrantTerms
+from pipeline.keyports import GrantTerms
 from pipeline.settings import Credentials, Endpoint
 from tests.contract.test_key_service import ALL, CONTEXT, Heard, Opener, kms_error
 from tests.kms_server import IDENTITIES, REGION, RunningKeyServer, running_key_server

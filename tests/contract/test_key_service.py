@@ -14,7 +14,7 @@ from pipeline.adapters import kms
 from pipeline.adapters.aws import open_client
 from pipeline.adapters.kms import AwsKeyService
 from pipeline.errors import HoldCode, KeyBusyError, KeyUnavailableError, RefuseError
-from pipeline.ports import KmsCall
+from pipeline.keyports import KmsCall
 from pipeline.settings import Credentials, Endpoint
 from tests.kms_server import IDENTITIES, REGION, running_key_server
 from tests.servers import localstack, moto

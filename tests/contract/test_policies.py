@@ -20,8 +20,8 @@ from pipeline.crypt.grants import terms
 from pipeline.errors import HoldCode, KeyUnavailableError, RefuseError
 from pipeline.ids import RECORDINGS_CLASS, InstanceId, Kind
 from pipeline.instances import Instance, KeyAccess, Storage
+from pipeline.keyports import KmsCall
 from pipeline.policies import Beside, Document, documents, session_policy
-from pipeline.ports import KmsCall
 from pipeline.records.scopes import ScopeConfig
 from pipeline.settings import Credentials, Endpoint
 from tests.kms_server import ACCOUNT, IDENTITIES, REGION, RunningKeyServer, running_key_server

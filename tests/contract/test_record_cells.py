@@ -22,7 +22,7 @@ from pipeline.crypt.rewrap import let_go_of_others, rewrap
 from pipeline.crypt.ringdirectory import RingDirectory
 from pipeline.errors import HoldCode, KeyUnavailableError, RecordsDeniedError, RefuseError
 from pipeline.instances import checked
-from pipeline.ports import KmsCall
+from pipeline.keyports import KmsCall
 from pipeline.records.drafts import Draft
 from pipeline.records.grants import terms_of
 from pipeline.records.reencrypt import reencrypt

@@ -17,14 +17,14 @@ import pytest
 import structlog
 from typer.testing import CliRunner, Result
 
-from pipeline import compose, logs
+from pipeline import logs, running
 from pipeline.adapters.aws import open_client
 from pipeline.adapters.kms import AwsKeyService
 from pipeline.cli import app
 from pipeline.commands.options import load_settings
 from pipeline.ids import Kind
 from pipeline.interim.states import ArtifactName
-from pipeline.ports import KmsCall
+from pipeline.keyports import KmsCall
 from pipeline.settings import Credentials, Endpoint, LogSettings
 from tests.held_store import ACCOUNT, ACME, HeldStore, held_store, instance
 from tests.kms_server import REGION, RunningKeyServer, running_key_server
@@ -253,7 +253,7 @@ async def served(config: Path) -> AsyncIterator[str]:
 
     with logging_aside():
         async with anyio.create_task_group() as group:
-            group.start_soon(compose.run, load_settings(config, None), stop, started)
+            group.start_soon(running.run, load_settings(config, None), stop, started)
             await up.wait()
             try:
                 yield urls[0]

@@ -20,7 +20,7 @@ from pipeline.audit.signing import SigningKeys
 from pipeline.cli import app
 from pipeline.crypt.grants import GrantFolder, make_grant, terms
 from pipeline.ids import RECORDINGS_CLASS
-from pipeline.ports import KmsCall
+from pipeline.keyports import KmsCall
 from tests.e2e.journey import contact_event, message, wav
 from tests.e2e.test_commands import logging_aside
 from tests.node import Caller, node, until

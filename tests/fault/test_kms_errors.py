@@ -24,7 +24,7 @@ from pipeline.delivery.keywatch import SILENCE
 from pipeline.errors import DeferError, HoldCode, KeyBusyError
 from pipeline.ids import Kind
 from pipeline.interim.states import State
-from pipeline.ports import KmsCall
+from pipeline.keyports import KmsCall
 from tests.simulation.oracle import check_delivered, drain
 from tests.simulation.promises import MARKER, Body
 from tests.simulation.traffic import Traffic

@@ -26,7 +26,7 @@ from pipeline.crypt.segments import DataKey, SegmentType
 from pipeline.erasure.letgo import close_ring
 from pipeline.errors import KeyUnavailableError
 from pipeline.ids import Kind, new_artifact_id
-from pipeline.ports import GeneratedKey
+from pipeline.keyports import GeneratedKey
 from tests.unit.keyring_fakes import ARN, A, context
 
 KEY_BYTES = 32

@@ -38,13 +38,13 @@ def test_a_hardened_process_leaves_no_core_and_opens_its_memory_and_files_to_nob
 
 def test_serving_begins_by_hardening(monkeypatch: pytest.MonkeyPatch) -> None:
     """S-11. Before anything is read or opened."""
-    from pipeline import compose
+    from pipeline import running
 
     order: list[str] = []
-    monkeypatch.setattr(compose, "harden", lambda: order.append("harden"))
+    monkeypatch.setattr(running, "harden", lambda: order.append("harden"))
     monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr("anyio.run", lambda *_, **__: order.append("run"))
-    compose.serve(None)  # type: ignore[arg-type]
+    running.serve(None)  # type: ignore[arg-type]
     assert order == ["harden", "run"]
 
 

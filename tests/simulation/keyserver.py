@@ -20,6 +20,7 @@ from pipeline.adapters.kms import AwsKeyService
 from pipeline.crypt.grants import terms
 from pipeline.ids import RECORDINGS_CLASS
 from pipeline.instances import Instance
+from pipeline.keyports import KmsCall
 from pipeline.kms import rootkey
 from pipeline.kms.access import Call
 from pipeline.kms.asks import read_ask
@@ -29,7 +30,7 @@ from pipeline.kms.principals import Identity
 from pipeline.kms.records import KeyState
 from pipeline.kms.refusal import KmsRefusalError
 from pipeline.kms.vault import Vault, open_vault
-from pipeline.ports import Clock, KmsCall
+from pipeline.ports import Clock
 
 REGION = "eu-central-1"
 ACCOUNT = "111122223333"

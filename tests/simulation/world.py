@@ -50,7 +50,8 @@ from pipeline.intake.sweep import Sweep
 from pipeline.interim.commit import GroupCommit
 from pipeline.interim.store import InterimStore
 from pipeline.interim.volume import Volume
-from pipeline.ports import FileSystem, KeyService
+from pipeline.keyports import KeyService
+from pipeline.ports import FileSystem
 from pipeline.receipts import ReceiptFolder
 from pipeline.settings import DeliverySettings, StoreSettings
 from pipeline.tenants import Tenant, Tenants

@@ -16,7 +16,8 @@ from pipeline.crypt.ringfile import RingFile
 from pipeline.crypt.segments import DataKey
 from pipeline.errors import HoldCode, KeyUnavailableError, PipelineError, StoreIoError
 from pipeline.ids import InstanceId
-from pipeline.ports import Buffer, GeneratedKey, KeyDescription
+from pipeline.keyports import GeneratedKey, KeyDescription
+from pipeline.ports import Buffer
 
 A = InstanceId(UUID(int=0xA))
 B = InstanceId(UUID(int=0xB))

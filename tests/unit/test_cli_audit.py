@@ -14,7 +14,7 @@ from pipeline.audit.appender import ChainedLogs
 from pipeline.audit.records import Actor, hour_of, kms_call
 from pipeline.audit.signing import SignedLog, SigningKeys
 from pipeline.cli import app
-from pipeline.ports import KmsCall
+from pipeline.keyports import KmsCall
 from tests.audit_stranger import Stranger
 from tests.cli_store import World, copied_world, made_world
 from tests.held_store import ACME, GLOBEX

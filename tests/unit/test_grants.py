@@ -25,7 +25,7 @@ from pipeline.errors import (
     RefuseError,
     StoreIoError,
 )
-from pipeline.ports import GeneratedKey, GrantFacts, GrantTerms, KeyDescription, MadeGrant
+from pipeline.keyports import GeneratedKey, GrantFacts, GrantTerms, KeyDescription, MadeGrant
 from tests.unit.keyring_fakes import ARN, OLD_ARN, A, FakeClock, MemoryFiles, StrictKms, context, refusal
 
 DIRECTORY = f"keys/{A.hex}"

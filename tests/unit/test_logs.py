@@ -15,8 +15,8 @@ import structlog
 from pipeline.adapters.aws import open_client
 from pipeline.adapters.kms import AwsKeyService
 from pipeline.errors import StoreFullError
+from pipeline.keyports import KmsCall
 from pipeline.logs import PINNED, configure
-from pipeline.ports import KmsCall
 from pipeline.settings import Credentials, Endpoint, LogSettings
 from tests.kms_server import ACCOUNT, REGION, running_key_server
 

@@ -12,7 +12,7 @@ from pipeline.crypt.keyring import KeyRing
 from pipeline.crypt.rewrap import Side, SideError, Standing, let_go_of_others, rewrap, standing
 from pipeline.errors import HoldCode, KeyBusyError, KeyUnavailableError, StoreIoError
 from pipeline.ids import KeyId, Kind
-from pipeline.ports import KeyDescription
+from pipeline.keyports import KeyDescription
 from tests.model_disk import ModelDisk
 from tests.unit.keyring_fakes import ARN, OLD_ARN, StrictKms, World, refusal
 
