@@ -61,20 +61,20 @@ class Scan:
             HaltError: a folder can't be listed, or is a link: nobody can tell what is held.
 
         """
-        for shard in SHARDS:
-            self._shard(shard)
+        # All at once: with each load what waits is put in order anew.
+        self._index.load(name for shard in SHARDS for name in self._shard(shard))
         return Scanned(self._moved, self._finished)
 
     # --- inside
 
-    def _shard(self, shard: str) -> None:
+    def _shard(self, shard: str) -> list[ArtifactName]:
         names = self._listed(shard)
         receipts = {name.artifact_id: name for name in names if name.standing is State.DELIVERED}
         if receipts:
             names = self._settled(shard, names, receipts)
         if len({name.artifact_id for name in names}) < len(names):
             names = self._single(shard, names)
-        self._index.load(names)
+        return names
 
     def _settled(
         self, shard: str, names: list[ArtifactName], receipts: dict[ArtifactId, ArtifactName]
