@@ -92,3 +92,23 @@ async def test_what_is_made_is_its_owners_alone_and_what_is_not_is_told_at_start
         (told,) = [each for each in said if each["event"] == "permissions.open"]
         assert (told["paths"], told["log_level"]) == (2, "error")
         assert loosened.stat().st_mode & 0o777 == 0o644  # seen, and left for a person
+
+
+def test_a_look_at_permissions_follows_no_link_and_stays_out_of_a_buckets_data(tmp_path: Path) -> None:
+    """S-16. What another program writes into a closed folder is its own business."""
+    state, outside = tmp_path / "state", tmp_path / "outside"
+    for folder in (state, outside, state / "a", state / "a" / "b", state / "bucket", state / "bucket" / "data"):
+        folder.mkdir(mode=0o700)
+    for file in (
+        state / "a" / "b" / "open",
+        state / "a" / "closed",
+        state / "bucket" / "data" / "open",
+        outside / "open",
+    ):
+        file.touch()
+        file.chmod(0o600 if file.name == "closed" else 0o644)
+    (state / "link").symlink_to(outside)
+    (state / "nowhere").symlink_to(state / "gone")
+    assert list(open_to_others_in(state)) == [state / "a" / "b" / "open"]
+    state.chmod(0o750)
+    assert set(open_to_others_in(state)) == {state, state / "a" / "b" / "open"}
