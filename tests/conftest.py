@@ -1,9 +1,11 @@
 """What all tests share."""
 
+import functools
 import os
 from collections.abc import Iterator
 
 import pytest
+import typer.main
 from _pytest.terminal import TerminalReporter
 
 from tests import log_guard
@@ -12,6 +14,14 @@ from tests import log_guard
 def pytest_configure() -> None:
     """Hear everything that is logged in this process."""
     log_guard.install()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def commands_are_put_together_once() -> Iterator[None]:
+    """Let `CliRunner` keep what it makes of an app: making sixty commands takes longer than most of them take."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.testing._get_command", functools.cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture(autouse=True)

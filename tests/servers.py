@@ -5,6 +5,7 @@ TEST_LOCALSTACK names the Python of an environment that has it.
 """
 
 import contextlib
+import functools
 import os
 import random
 import socket
@@ -16,6 +17,7 @@ from urllib.request import Request, urlopen
 import anyio
 import anyio.to_thread
 import pytest
+from moto.kms.utils import generate_private_key
 from moto.server import ThreadedMotoServer
 
 from pipeline.adapters import children, seaweed
@@ -28,6 +30,8 @@ LOCALSTACK = "TEST_LOCALSTACK"
 LOCALSTACK_LAUNCHER = Path(__file__).with_name("localstack_launch.py")
 BUCKET = "acme-recordings"
 PREFIX = "connect/acme/CallRecordings"
+_one_private_key = functools.cache(generate_private_key)
+"""moto makes an RSA key for every KMS key, the symmetric ones too; one will do for all that never use it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,9 @@ async def moto() -> AsyncIterator[Endpoint]:
         url = f"http://{host}:{port}"
         # Its state belongs to the process, not to the server.
         await anyio.to_thread.run_sync(_post, f"{url}/moto-api/reset")
-        yield Endpoint(region="us-east-1", url=url, credentials=Credentials("testing", "testing"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("moto.kms.models.generate_private_key", _one_private_key)
+            yield Endpoint(region="us-east-1", url=url, credentials=Credentials("testing", "testing"))
     finally:
         await anyio.to_thread.run_sync(server.stop)
 

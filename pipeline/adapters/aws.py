@@ -13,10 +13,12 @@ import contextlib
 import functools
 import ipaddress
 import logging
+import ssl
 import warnings
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -27,6 +29,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
 from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, NoCredentialsError
+from botocore.httpsession import create_urllib3_context, get_cert_path
 
 from pipeline.settings import Credentials, Endpoint
 
@@ -157,7 +160,7 @@ class _Chain:
     def __init__(self, session: AioSession) -> None:
         self._session = session
         self._known: Any = None
-        self._turn = anyio.Lock()
+        self._turn = anyio.Lock(fast_acquire=True)
 
     async def get_frozen_credentials(self) -> Any:
         """Give what a request is signed with; botocore asks before each.
@@ -263,8 +266,26 @@ def _stay_in_region(context: dict[str, Any], **_: object) -> None:
     context.get("s3_redirect", {})["redirected"] = True
 
 
+@functools.lru_cache(maxsize=4)
+def _trusting(bundle: str, _changed_ns: int) -> ssl.SSLContext:
+    """Give the one context for a bundle of certificates: one for each client takes 44 ms and 0.7 MB."""
+    context: ssl.SSLContext = create_urllib3_context()
+    context.check_hostname = True
+    context.load_verify_locations(bundle)
+    return context
+
+
 class _OneHopSession(AIOHTTPSession):
-    """The usual session, but an answer 3xx is an answer."""
+    """The usual session, but an answer 3xx is an answer, and all sessions share what they check certificates with."""
+
+    _verify: bool | str
+    _cert_file: str | None
+
+    def _build_ssl_contexts(self, proxy_url: str | None) -> tuple[ssl.SSLContext, ssl.SSLContext | None]:
+        bundle = get_cert_path(self._verify)  # type: ignore[arg-type]  # its path is taken as well
+        if bundle is None or proxy_url or self._cert_file:
+            return super()._build_ssl_contexts(proxy_url)  # type: ignore[misc,no-any-return]  # not in the stubs
+        return _trusting(bundle, Path(bundle).stat().st_mtime_ns), None
 
     async def _get_session(self, proxy_url: str | None) -> "_OneHop":
         return _OneHop(await super()._get_session(proxy_url))  # type: ignore[misc]  # not in the stubs

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from pipeline.adapters import s3
+from pipeline.adapters import aws, s3
 from pipeline.adapters.aws import open_client
 from pipeline.adapters.s3 import S3Destination
 from pipeline.delivery.proof import Receipt
@@ -154,6 +154,18 @@ async def test_a_certificate_that_is_good_is_taken(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("AWS_CA_BUNDLE", str(path))
     async with tls_wire(path) as server:
         assert (await attempt(server, SMALL)).key == BARE
+
+
+async def test_a_bundle_is_read_once_until_it_is_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each client would take as long, and as much memory, to load it."""
+    aws._trusting.cache_clear()  # so that only what is loaded here counts
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "own.pem"))
+    for times in (1, 2):
+        path = certificate(tmp_path / "own.pem", "127.0.0.1")
+        async with tls_wire(path) as server:
+            for _ in range(3):
+                assert (await attempt(server, SMALL)).key == BARE
+        assert aws._trusting.cache_info().misses == times
 
 
 @asynccontextmanager
