@@ -40,6 +40,7 @@ def kms_call(call: KmsCall, *, actor: Actor, account_id: str, region: str, now: 
     if call.name == "Decrypt":
         parameters["encryptionAlgorithm"] = "SYMMETRIC_DEFAULT"
     record = _common(actor, now) | {
+        "eventID": str(uuid4()),
         "eventSource": "kms.amazonaws.com",
         "eventName": call.name,
         "awsRegion": region,
@@ -105,5 +106,4 @@ def _common(actor: Actor, now: datetime) -> dict[str, Any]:
         "eventVersion": _EVENT_VERSION,
         "userIdentity": {"type": actor.kind, "arn": actor.name},
         "eventTime": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "eventID": str(uuid4()),
     }

@@ -260,7 +260,7 @@ class _Parts:
         self._key = key
         self._upload_id = upload_id
         self._waiting = parts_of(upload.source.size_bytes)
-        self._reading = anyio.Lock()
+        self._reading = anyio.Lock(fast_acquire=True)
         self._sent: dict[int, tuple[PartFacts, int]] = {}
         self._failure: PipelineError | UploadLostError | None = None
 

@@ -34,7 +34,7 @@ class Generations:
 
     def lock(self, reception: Reception) -> anyio.Lock:
         """Get the lock of one source: one decision at a time about which of its generations stay."""
-        return self._locks.setdefault((reception.name.instance_id, reception.tags[0]), anyio.Lock())
+        return self._locks.setdefault((reception.name.instance_id, reception.tags[0]), anyio.Lock(fast_acquire=True))
 
     async def unfinished_before(self, reception: Reception) -> list[Reception]:
         """Bring the other unfinished bodies of the same source into memory."""

@@ -334,7 +334,7 @@ class Recorder:
 
     def artifact_lock(self, name: ArtifactName) -> anyio.Lock:
         """Get the lock of one artifact: it is opened again, sealed, dropped by one task at a time."""
-        return self._artifact_locks.setdefault(name.artifact_id, anyio.Lock())
+        return self._artifact_locks.setdefault(name.artifact_id, anyio.Lock(fast_acquire=True))
 
     def contact_of(self, reception: Reception) -> Contact | None:
         """Tell what events said about its contact."""

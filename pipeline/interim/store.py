@@ -126,7 +126,7 @@ class InterimStore:
 
         Its name may be another one when the lock is got: ask the index again.
         """
-        return self._claims.setdefault(artifact, anyio.Lock())
+        return self._claims.setdefault(artifact, anyio.Lock(fast_acquire=True))
 
     # --- writing
 

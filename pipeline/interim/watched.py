@@ -5,11 +5,12 @@ full disk refused without having begun it; a sync never.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from pipeline.errors import StoreBlockedError, StoreFullError, StoreIoError
 from pipeline.ports import Buffer, FileSystem
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 Failed = Callable[[StoreIoError], None]
@@ -37,13 +38,13 @@ class WatchedFiles:
         self._make_room = make_room
 
     def create(self, path: str) -> int:
-        return self._tried(lambda: self._files.create(path))
+        return self._tried(self._files.create, path)
 
     def open(self, path: str, *, write: bool = False) -> int:
         return self._files.open(path, write=write)
 
     def append(self, handle: int, buffers: Sequence[Buffer]) -> None:
-        self._tried(lambda: self._files.append(handle, buffers))
+        self._tried(self._files.append, handle, buffers)
 
     def read(self, handle: int, offset: int, size_bytes: int) -> bytes:
         return self._files.read(handle, offset, size_bytes)
@@ -55,26 +56,26 @@ class WatchedFiles:
         return self._files.size(handle)
 
     def allocate(self, handle: int, size_bytes: int) -> None:
-        self._tried(lambda: self._files.allocate(handle, size_bytes))
+        self._tried(self._files.allocate, handle, size_bytes)
 
     def truncate(self, handle: int, size_bytes: int) -> None:
-        self._tried(lambda: self._files.truncate(handle, size_bytes))
+        self._tried(self._files.truncate, handle, size_bytes)
 
     def sync(self, handle: int) -> None:
-        self._once(lambda: self._files.sync(handle))
+        self._once(self._files.sync, handle)
 
     def close(self, handle: int) -> None:
         self._files.close(handle)
 
     def rename(self, source: str, target: str) -> None:
-        self._tried(lambda: self._files.rename(source, target))
+        self._tried(self._files.rename, source, target)
 
     def unlink(self, path: str) -> None:
-        self._tried(lambda: self._files.unlink(path))
+        self._tried(self._files.unlink, path)
 
     def make_directory(self, path: str) -> None:
         self._present()
-        self._tried(lambda: self._files.make_directory(path))
+        self._tried(self._files.make_directory, path)
 
     def lock(self, handle: int) -> None:
         self._files.lock(handle)
@@ -86,7 +87,7 @@ class WatchedFiles:
         return self._files.is_at(handle, path)
 
     def sync_directory(self, path: str) -> None:
-        self._once(lambda: self._files.sync_directory(path))
+        self._once(self._files.sync_directory, path)
 
     def sync_volume(self, path: str) -> None:
         # Perhaps of another volume, a bucket's; and what it may report is reported by the files' own syncs.
@@ -106,9 +107,9 @@ class WatchedFiles:
 
     # --- inside
 
-    def _once(self, operation: Callable[[], _T]) -> _T:
+    def _once(self, operation: Callable[_P, _T], *given: _P.args, **named: _P.kwargs) -> _T:
         try:
-            return operation()
+            return operation(*given, **named)
         except StoreIoError as error:
             if not isinstance(error, StoreBlockedError):
                 self._failed(error)
@@ -117,9 +118,9 @@ class WatchedFiles:
             self._make_room()  # for the next one: what a failed sync covered is not synced again
             raise
 
-    def _tried(self, operation: Callable[[], _T]) -> _T:
+    def _tried(self, operation: Callable[_P, _T], *given: _P.args, **named: _P.kwargs) -> _T:
         try:
-            return operation()
+            return operation(*given, **named)
         except StoreIoError as error:
             if not isinstance(error, StoreBlockedError):
                 self._failed(error)
@@ -127,4 +128,4 @@ class WatchedFiles:
         except StoreFullError:
             if not self._make_room():
                 raise
-        return self._once(operation)
+        return self._once(operation, *given, **named)

@@ -147,7 +147,7 @@ class ArtifactWriter:
         self._behind: _Behind | None = None
         self._concluded = False
         self._broken = False
-        self._lock = anyio.Lock()
+        self._lock = anyio.Lock(fast_acquire=True)
 
     @property
     def size_bytes(self) -> int:
