@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import functools
+import gc
 import os
 from collections.abc import Iterator
 
@@ -35,6 +36,12 @@ def no_settings_of_the_caller() -> None:
     """Forget `PIPELINE_*` variables of whoever runs the tests: they are settings, and each test makes its own."""
     for name in [name for name in os.environ if name.startswith("PIPELINE_")]:
         del os.environ[name]
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what importing and collecting made, as the service does with what its start made."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
