@@ -13,8 +13,9 @@ from tests import log_guard
 
 
 def pytest_configure() -> None:
-    """Hear everything that is logged in this process."""
+    """Hear everything that is logged in this process, and collect no garbage before all is imported: there is none."""
     log_guard.install()
+    gc.disable()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -40,6 +41,7 @@ def no_settings_of_the_caller() -> None:
 
 def pytest_collection_finish() -> None:
     """Spare the collector what importing and collecting made, as the service does with what its start made."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 

@@ -18,6 +18,7 @@ import anyio
 import anyio.to_thread
 import pytest
 from moto.kms.utils import generate_private_key
+from moto.moto_server.werkzeug_app import create_backend_app
 from moto.server import ThreadedMotoServer
 
 from pipeline.adapters import children, seaweed
@@ -32,6 +33,8 @@ BUCKET = "acme-recordings"
 PREFIX = "connect/acme/CallRecordings"
 _one_private_key = functools.cache(generate_private_key)
 """moto makes an RSA key for every KMS key, the symmetric ones too; one will do for all that never use it."""
+_one_app = functools.cache(create_backend_app)
+"""moto puts the routes of a service together for each server, which takes longer than most tests ask it anything."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +50,18 @@ class Bucket:
 async def moto() -> AsyncIterator[Endpoint]:
     """Serve moto: S3, KMS, SQS and EventBridge at one address, empty."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    await anyio.to_thread.run_sync(server.start)
-    try:
-        host, port = server.get_host_and_port()
-        url = f"http://{host}:{port}"
-        # Its state belongs to the process, not to the server.
-        await anyio.to_thread.run_sync(_post, f"{url}/moto-api/reset")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("moto.kms.models.generate_private_key", _one_private_key)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("moto.kms.models.generate_private_key", _one_private_key)
+        patch.setattr("moto.moto_server.threaded_moto_server.create_backend_app", _one_app)
+        await anyio.to_thread.run_sync(server.start)
+        try:
+            host, port = server.get_host_and_port()
+            url = f"http://{host}:{port}"
+            # Its state belongs to the process, not to the server.
+            await anyio.to_thread.run_sync(_post, f"{url}/moto-api/reset")
             yield Endpoint(region="us-east-1", url=url, credentials=Credentials("testing", "testing"))
-    finally:
-        await anyio.to_thread.run_sync(server.stop)
+        finally:
+            await anyio.to_thread.run_sync(server.stop)
 
 
 def _post(url: str) -> None:

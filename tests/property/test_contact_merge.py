@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.events import ContactEvent, parse
 from pipeline.records.contactmerge import LIMIT, merged
+from tests.property.examples import part
 
 NAMES = st.sampled_from(
     ["channel", "Channel", "attributes", "Tags", "queueInfo", "initiationTimestamp", "disconnectTimestamp",
@@ -48,7 +49,7 @@ def record_of(events: list[ContactEvent], known: dict[str, Any] | None = None) -
     return known
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=part(60), deadline=None)
 @given(SAID, st.randoms(use_true_random=False))
 def test_any_order_any_grouping_and_any_repeat_give_the_same_record(said: list[Any], chance: Any) -> None:
     events = events_of(said)
@@ -63,7 +64,7 @@ def test_any_order_any_grouping_and_any_repeat_give_the_same_record(said: list[A
     assert len(whole) <= LIMIT
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=part(40), deadline=None)
 @given(SAID, DETAILS)
 @example([("INITIATED", None, {"Tags": {"a": False}})], {"Tags": {"a": None, "": None}})
 def test_whatever_somebody_put_there_is_merged_with_once(said: list[Any], known: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from pipeline.crypt.artifact import Frame, Header
 from pipeline.crypt.segments import SegmentType
 from pipeline.errors import SegmentForgedError
+from tests.property.examples import part
 from tests.unit.artifact_file import HEADER, Content, frames, read
 
 CHUNK = 16 * 1024
@@ -19,14 +20,14 @@ def whole(between: list[Content]) -> list[Content]:
     return [(SegmentType.EVENT, b"head"), *between, (SegmentType.MANIFEST, b"end")]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=part(100), deadline=None)
 @given(between=middle)
 def test_any_artifact_opens_as_it_was_sealed(between: list[Content]) -> None:
     contents = whole(between)
     assert read(HEADER.pack() + b"".join(frames(contents))) == contents
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=part(200), deadline=None)
 @given(between=middle, order=st.data())
 def test_any_other_run_of_its_segments_is_noticed(between: list[Content], order: st.DataObject) -> None:
     parts = frames(whole(between))
@@ -37,7 +38,7 @@ def test_any_other_run_of_its_segments_is_noticed(between: list[Content], order:
         read(HEADER.pack() + b"".join(parts[at] for at in shuffled))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=part(200), deadline=None)
 @given(between=middle, place=st.data())
 def test_any_flipped_bit_or_cut_is_noticed(between: list[Content], place: st.DataObject) -> None:
     raw = bytearray(HEADER.pack() + b"".join(frames(whole(between))))
@@ -49,7 +50,7 @@ def test_any_flipped_bit_or_cut_is_noticed(between: list[Content], place: st.Dat
             read(damaged)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=part(300), deadline=None)
 @given(raw=st.binary(min_size=0, max_size=120))
 def test_any_bytes_are_read_as_header_and_prefix_or_refused(raw: bytes) -> None:
     for noise in (raw, HEADER.pack()[:72] + raw[:24].ljust(24, b"\x00")):

@@ -19,6 +19,7 @@ from pipeline.crypt.segments import (
 )
 from pipeline.errors import SegmentForgedError
 from pipeline.ids import KeyId
+from tests.property.examples import part
 from tests.unit import c2sp
 
 SECRET = bytes(range(32))
@@ -36,7 +37,7 @@ def pattern(size: int) -> bytes:
     return (bytes(range(251)) * (size // 251 + 1))[:size]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=part(60), deadline=None)
 @given(size=sizes, index=u64, media=u64, durable=u64, kind=st.sampled_from(SegmentType))
 def test_any_segment_is_opened_by_us_and_by_an_independent_reader(
     size: int, index: int, media: int, durable: int, kind: SegmentType
@@ -50,7 +51,7 @@ def test_any_segment_is_opened_by_us_and_by_an_independent_reader(
     assert open_segment(KEY, place, sealed) == plaintext
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=part(60), deadline=None)
 @given(size=sizes, cuts=st.lists(st.integers(0, SEGMENT_LIMIT), max_size=8))
 def test_any_split_into_parts_seals_the_same_plaintext(size: int, cuts: list[int]) -> None:
     whole = memoryview(pattern(size))
@@ -63,7 +64,7 @@ def test_any_split_into_parts_seals_the_same_plaintext(size: int, cuts: list[int
     assert back == whole
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=part(150), deadline=None)
 @given(size=st.one_of(st.integers(0, 300), near_a_chunk), data=st.data())
 def test_any_damage_is_found_and_leaves_no_plaintext(size: int, data: st.DataObject) -> None:
     sealed = bytearray(seal(KEY, b"place", b"\xff" * size))
@@ -87,7 +88,7 @@ def test_any_damage_is_found_and_leaves_no_plaintext(size: int, data: st.DataObj
         open_segment(KEY, b"place", sealed)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=part(300), deadline=None)
 @given(length=st.one_of(st.integers(0, 200_000), st.integers(0, 2**32)))
 def test_any_length_is_refused_or_has_one_plaintext_length(length: int) -> None:
     try:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pipeline.caseless import parse_time
 from pipeline.errors import RefuseError
 from pipeline.events import ChatMessage, ContactEvent, OtherEvent, parse, parse_item
+from tests.property.examples import part
 
 ARN = "arn:aws:connect:eu-central-1:111122223333:instance/aaaa1111-0000-4000-8000-000000000001"
 ITEM = {"AbsoluteTime": "2026-11-23T09:00:09.004Z", "Id": "i-2", "Type": "MESSAGE", "ContentType": "text/plain"}
@@ -55,7 +56,7 @@ def paths_of(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 PLACES = [(number, path) for number, each in enumerate(KNOWN) for path in paths_of(each) if path]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=part(150), deadline=None)
 @given(st.binary(max_size=200))
 @example(b"\xff")
 @example(b"[" * 5_000)
@@ -64,7 +65,7 @@ def test_any_bytes_give_events_or_a_refusal(body: bytes) -> None:
         parse(body)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=part(150), deadline=None)
 @given(st.sampled_from(SOUND), st.integers(0, 1_000), st.integers(0, 3), st.binary(max_size=3))
 def test_a_sound_event_with_bytes_put_in_or_taken_away_gives_events_or_a_refusal(
     body: bytes, at: int, cut: int, added: bytes
@@ -73,7 +74,7 @@ def test_a_sound_event_with_bytes_put_in_or_taken_away_gives_events_or_a_refusal
         parse(body[:at] + added + body[at + cut :])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=part(150), deadline=None)
 @given(st.sampled_from(PLACES), JSON_VALUES)
 def test_any_value_at_any_place_gives_an_event_or_a_refusal_that_names_a_place_in_it(
     place: tuple[int, tuple[Any, ...]], value: Any
@@ -98,7 +99,7 @@ def test_any_value_at_any_place_gives_an_event_or_a_refusal_that_names_a_place_i
         assert all(moment is None or moment.tzinfo is UTC for moment in times)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=part(200), deadline=None)
 @given(st.dictionaries(st.text(max_size=10), JSON_VALUES, max_size=5), st.text(min_size=1, max_size=30))
 def test_an_item_that_is_taken_can_be_read_again_from_its_own_bytes(members: dict[str, Any], secret: str) -> None:
     item = {**members, **ITEM, "Content": secret}
@@ -113,7 +114,7 @@ def test_an_item_that_is_taken_can_be_read_again_from_its_own_bytes(members: dic
     assert parse_item(message.item.raw) == message.item
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=part(200), deadline=None)
 @given(st.text(max_size=40) | st.datetimes().map(str))
 def test_any_text_is_a_time_or_refused(text: str) -> None:
     with suppress(RefuseError):

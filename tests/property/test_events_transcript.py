@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pipeline.delivery.transcript import ArrivedItem, render
 from pipeline.events import parse_item
 from pipeline.ids import InstanceId
+from tests.property.examples import part
 
 INSTANCE = InstanceId(UUID("aaaa1111-0000-4000-8000-000000000001"))
 TEXT = st.text(st.characters(codec="utf-8"), max_size=10)
@@ -27,7 +28,7 @@ RAW_ITEMS = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=part(150), deadline=None)
 @given(st.data(), st.lists(RAW_ITEMS, max_size=8))
 def test_any_permutation_gives_the_same_bytes(data: st.DataObject, raws: list[bytes]) -> None:
     arrived = [ArrivedItem(number, parse_item(raw)) for number, raw in enumerate(raws)]
@@ -39,7 +40,7 @@ def test_any_permutation_gives_the_same_bytes(data: st.DataObject, raws: list[by
     assert forth == back
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=part(150), deadline=None)
 @given(st.lists(RAW_ITEMS, max_size=8))
 def test_each_id_stands_once_as_it_first_came(raws: list[bytes]) -> None:
     arrived = [ArrivedItem(number, parse_item(raw)) for number, raw in enumerate(raws)]

@@ -13,6 +13,7 @@ from pipeline.errors import RefuseError
 from pipeline.ids import InstanceId, RecordingId
 from pipeline.instances import Colon, Discriminator, Storage
 from pipeline.intake.contacts import object_contact
+from tests.property.examples import part
 
 INSTANCE = InstanceId(UUID("aaaa1111-0000-4000-8000-000000000001"))
 SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=-]*")
@@ -31,7 +32,7 @@ def storage(prefix: str, discriminator: Discriminator, colon: Colon) -> Storage:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=part(200), deadline=None)
 @given(
     prefix=st.text(max_size=140) | NEARLY_PLAIN | st.just("connect/acme"),
     contact=st.text(max_size=260) | NEARLY_PLAIN | st.just("c-1"),
@@ -77,7 +78,7 @@ def test_keys_keep_the_rules_or_are_refused(
             assert not segment.endswith(".")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=part(150), deadline=None)
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=260) | NEARLY_PLAIN.filter(bool))
 def test_every_contact_has_a_key_under_its_object_contact(contact: str) -> None:
     shown, outside = object_contact(contact, INSTANCE)
@@ -97,7 +98,7 @@ SIGNATURES = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=part(150), deadline=None)
 @given(
     SIGNATURES, st.binary(max_size=100), st.none() | st.text(max_size=20) | st.sampled_from(["audio/wav", "video/mp4"])
 )

@@ -1,8 +1,9 @@
 """A store is copied while it changes, at every step of the copying: nothing that was there before is missing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import cache
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -222,16 +223,23 @@ def steps() -> int:
     return len(store.disk.done) - before
 
 
-@pytest.mark.parametrize(
-    "changes", [*([each] for each in CHANGES), CHANGES], ids=lambda each: "+".join(one.__name__ for one in each)
-)
-def test_nothing_is_missing_whatever_happens_at_whichever_step(changes: list[Change]) -> None:
+def cases() -> Iterator[Any]:
+    """Give all changes together at every step, and each by itself at every fourth; as slow ones at the others."""
+    yield pytest.param(CHANGES, 0, 1, id="all")
+    for number, change in enumerate(CHANGES):
+        for first in range(4):
+            marks = [] if first == number % 4 else [pytest.mark.slow]
+            yield pytest.param([change], first, 4, id=f"{change.__name__}-{first}", marks=marks)
+
+
+@pytest.mark.parametrize(("changes", "first", "apart"), list(cases()))
+def test_nothing_is_missing_whatever_happens_at_whichever_step(changes: list[Change], first: int, apart: int) -> None:
     undisturbed = made()
     before = len(undisturbed.disk.done)
     copied(undisturbed)
     done = undisturbed.disk.done[before:]
     ring_copied = next(number for number, (_, path) in enumerate(done) if path.startswith(f"{ROOT}/artifacts"))
-    for at in range(len(done)):
+    for at in range(first, len(done), apart):
         store = made()
         copies = copied(store, at, changes)
         check(rest(copies, store.disk), ring=destroy not in changes or at >= ring_copied)

@@ -1,12 +1,13 @@
 """The command line as a whole: what every command has, how it ends, and what it does not load."""
 
+import functools
 import subprocess
 import sys
 from typing import Any
 
 import pytest
 import typer
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from pipeline.cli import Commands, app
 from pipeline.commands.exits import ExitCode, code_of
@@ -49,16 +50,21 @@ HEAVY = (
 )
 
 
+@functools.cache
+def helped(*command: str) -> Result:
+    return CliRunner().invoke(app, [*command, "--help"])
+
+
 @pytest.mark.parametrize("command", ALL, ids=" ".join)
 def test_every_command_explains_itself_with_an_example(command: list[str]) -> None:
-    result = CliRunner().invoke(app, [*command, "--help"])
+    result = helped(*command)
     assert result.exit_code == 0
     assert f"Example: pipeline {' '.join(command)}" in result.output
 
 
 @pytest.mark.parametrize("command", [each for each in ALL if each != ["kms"]], ids=" ".join)
 def test_every_command_can_print_json(command: list[str]) -> None:
-    assert "--json" in CliRunner().invoke(app, [*command, "--help"]).output
+    assert "--json" in helped(*command).output
 
 
 def test_the_exit_codes_are_in_the_help() -> None:

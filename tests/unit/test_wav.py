@@ -11,7 +11,7 @@ from tests.media_files import chunk, fmt, judge, stereo, wav_of
 SILENT = (Quality.SUSPECT_SILENT,)
 RATE = 8000
 CHANCE = random.Random(1)
-SPEECH = [CHANCE.randint(-9000, 9000) for _ in range(RATE * 2)]
+SPEECH = [CHANCE.randint(-9000, 9000) for _ in range(RATE // 4)]
 NOTHING = [0] * len(SPEECH)
 
 
@@ -27,7 +27,7 @@ NOTHING = [0] * len(SPEECH)
         ([1] * len(SPEECH), [256] * len(SPEECH), ()),  # one bit, in the lower or the higher byte
     ],
 )
-@pytest.mark.parametrize("piece", [1, 997, 65_536])
+@pytest.mark.parametrize("piece", [1, 97, 65_536])
 def test_a_channel_without_a_sound_is_flagged(
     left: list[int], right: list[int], flags: tuple[Quality, ...], piece: int
 ) -> None:
