@@ -10,6 +10,7 @@ import typer.main
 from _pytest.terminal import TerminalReporter
 
 from tests import log_guard
+from tests.ready_clients import ready_clients
 
 
 def pytest_configure() -> None:
@@ -23,6 +24,13 @@ def commands_are_put_together_once() -> Iterator[None]:
     """Let `CliRunner` keep what it makes of an app: making sixty commands takes longer than most of them take."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("typer.testing._get_command", functools.cache(typer.main.get_command))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def what_aws_clients_share_is_made_once() -> Iterator[None]:
+    """Spare each client three quarters of what making it takes."""
+    with ready_clients():
         yield
 
 

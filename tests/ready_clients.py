@@ -1,0 +1,42 @@
+"""AWS clients that are made in half the time: what all of one service have in common is made once. For tests only."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import botocore.regions
+import pytest
+from aiobotocore.client import AioClientCreator
+from botocore.endpoint_provider import EndpointProvider
+
+
+@contextmanager
+def ready_clients() -> Iterator[None]:
+    """Keep each service's model, class and endpoint rules: none of them knows a client, and none ever changes."""
+    creator: Any = AioClientCreator
+    load, put_together = creator._load_service_model, creator._create_client_class
+    models: dict[tuple[object, ...], Any] = {}
+    classes: dict[object, Any] = {}
+    rules: dict[int, tuple[Any, EndpointProvider]] = {}  # by the identity of the data, which is kept for it
+
+    def model(self: Any, *which: str | None) -> Any:
+        key = self._loader, *which
+        if key not in models:
+            models[key] = load(self, *which)
+        return models[key]
+
+    async def client_class(self: Any, service: str, of: Any) -> Any:
+        if of not in classes:
+            classes[of] = await put_together(self, service, of)
+        return classes[of]
+
+    def provider(*, ruleset_data: Any, **more: Any) -> EndpointProvider:
+        if id(ruleset_data) not in rules:
+            rules[id(ruleset_data)] = ruleset_data, EndpointProvider(ruleset_data=ruleset_data, **more)
+        return rules[id(ruleset_data)][1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(creator, "_load_service_model", model)
+        patch.setattr(creator, "_create_client_class", client_class)
+        patch.setattr(botocore.regions, "EndpointProvider", provider)
+        yield
