@@ -1,5 +1,6 @@
 """AWS clients that are made in half the time: what all of one service have in common is made once. For tests only."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +9,7 @@ import botocore.regions
 import pytest
 from aiobotocore.client import AioClientCreator
 from botocore.endpoint_provider import EndpointProvider
+from botocore.loaders import JSONFileLoader
 
 
 @contextmanager
@@ -15,15 +17,19 @@ def ready_clients() -> Iterator[None]:
     """Keep each service's model, class and endpoint rules: none of them knows a client, and none ever changes."""
     creator: Any = AioClientCreator
     load, put_together = creator._load_service_model, creator._create_client_class
-    models: dict[tuple[object, ...], Any] = {}
+    models: dict[tuple[str | None, ...], Any] = {}
     classes: dict[object, Any] = {}
     rules: dict[int, tuple[Any, EndpointProvider]] = {}  # by the identity of the data, which is kept for it
 
+    read = functools.cache(JSONFileLoader().load_file)
+
+    def load_file(_self: Any, path: str) -> Any:
+        return read(path)
+
     def model(self: Any, *which: str | None) -> Any:
-        key = self._loader, *which
-        if key not in models:
-            models[key] = load(self, *which)
-        return models[key]
+        if which not in models:
+            models[which] = load(self, *which)
+        return models[which]
 
     async def client_class(self: Any, service: str, of: Any) -> Any:
         if of not in classes:
@@ -36,6 +42,7 @@ def ready_clients() -> Iterator[None]:
         return rules[id(ruleset_data)][1]
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JSONFileLoader, "load_file", load_file)
         patch.setattr(creator, "_load_service_model", model)
         patch.setattr(creator, "_create_client_class", client_class)
         patch.setattr(botocore.regions, "EndpointProvider", provider)

@@ -23,6 +23,7 @@ from pipeline.trail import Trail
 from tests.inline_threads import inline_threads
 from tests.model_disk import ModelDisk
 from tests.simulation.virtual import WorldClock
+from tests.simulation.world import silent
 
 Attempt = Callable[[int, ArtifactName], Awaitable[None]]
 """Try an artifact of the instance of that number."""
@@ -43,12 +44,23 @@ class Schedule:
     """By instance: how long each delivered artifact took from its arrival."""
     under_way: dict[int, int] = field(default_factory=dict)
     most_under_way: dict[int, int] = field(default_factory=dict)
+    _done: int = 0
+    _wanted: int = 0
+    _all_done: anyio.Event = field(default_factory=anyio.Event)
 
     def arrive(self, instance: int, kind: Kind = Kind.VOICE) -> ArtifactName:
         """Let a sealed artifact of an instance arrive now."""
         artifact = ArtifactId(UUID(int=len(self.arrived) + 1))
         name = ArtifactName(
-            artifact, InstanceId(UUID(int=instance)), kind, KeyId(UUID(int=1)), "0" * 16, 1, 2, State.SEALED, 1
+            artifact,
+            InstanceId(UUID(int=instance)),
+            kind,
+            KeyId(UUID(int=1)),
+            f"{artifact.int:016x}",
+            1,
+            2,
+            State.SEALED,
+            1,
         )
         self.store.index.put(name)
         self.arrived[artifact] = self.clock.monotonic()
@@ -66,6 +78,9 @@ class Schedule:
             self.under_way[instance] -= 1
         self.store.index.put(name.delivered())
         self.waited.setdefault(instance, []).append(self.clock.monotonic() - self.arrived[name.artifact_id])
+        self._done += 1
+        if self._done == self._wanted:
+            self._all_done.set()
 
     async def reject(self, name: ArtifactName, error: RejectError) -> None:
         self.store.index.put(name.rejected(error.reason))
@@ -75,8 +90,9 @@ class Schedule:
 
     async def delivered(self, count: int) -> None:
         """Wait until so many are."""
-        while sum(map(len, self.waited.values())) < count:  # noqa: ASYNC110 - in virtual time
-            await anyio.sleep(0.1)
+        self._wanted, self._all_done = count, anyio.Event()
+        if self._done < count:
+            await self._all_done.wait()
 
 
 @asynccontextmanager
@@ -85,7 +101,7 @@ async def schedule(
 ) -> AsyncIterator[Schedule]:
     """Run the schedule until the block ends, in a virtual loop."""
     clock, disk = WorldClock(datetime(2026, 11, 23, tzinfo=UTC)), ModelDisk()
-    with inline_threads():
+    with inline_threads(), silent():
         commits = GroupCommit(disk)
         trail = Trail("/state", actor=Actor("Service", "test"), clock=clock)
         holds = Holds("/state/holds", disk, commits, trail)

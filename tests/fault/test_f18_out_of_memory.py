@@ -71,7 +71,7 @@ def starved(every: int, first: int, report: Report) -> None:
 
 
 def test_memory_that_runs_out_at_some_operations_loses_nothing(record_property: Report) -> None:
-    starved(30, 8, record_property)
+    starved(60, 8, record_property)
 
 
 @pytest.mark.slow

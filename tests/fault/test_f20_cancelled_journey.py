@@ -107,9 +107,9 @@ async def cancelled_everywhere(names: Sequence[str], every: int) -> int:
 
 def test_a_source_that_is_cancelled_at_some_awaits_leaves_nothing(record_property: Report) -> None:
     with made_small():
-        total = run(cancelled_everywhere(OF_SOURCES, 9))
+        total = run(cancelled_everywhere(OF_SOURCES, 17))
     record_property("counted", f"{total} cancellations")
-    assert total > 8
+    assert total > 4
 
 
 @pytest.mark.slow
@@ -174,9 +174,9 @@ async def stopped_everywhere(first: int, every: int) -> int:
 
 def test_a_service_that_is_stopped_at_some_steps_goes_on_later(record_property: Report) -> None:
     with made_small():
-        total = run(stopped_everywhere(5, 40))
+        total = run(stopped_everywhere(5, 80))
     record_property("counted", f"{total} stops")
-    assert total > 10
+    assert total > 4
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import accumulate
 
 import anyio.lowlevel
 import pytest
@@ -95,14 +96,31 @@ async def test_a_set_of_parts_that_is_not_ours_makes_no_object(damage: Callable[
         assert server.bucket.objects[BARE].body == LARGE
 
 
+def large(size: int) -> object:
+    return pytest.param(size, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
-    "size", [0, 1, 5 * MIB - 1, 5 * MIB, PART_BYTES - 1, PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES, 3 * PART_BYTES]
+    "size",
+    [
+        *(0, 1, 5 * MIB - 1, large(5 * MIB), large(PART_BYTES - 1), PART_BYTES, PART_BYTES + 1),
+        *(large(2 * PART_BYTES), large(3 * PART_BYTES)),
+    ],
 )
 async def test_boundary_sizes_arrive_byte_by_byte(size: int) -> None:
     """F31."""
     async with s3_wire() as server:
         await delivered(server, body_of(size))
         assert ("create" in server.operations) is (size > PART_BYTES)
+
+
+@SMALL_SCALE
+@pytest.mark.parametrize("size", [SMALL_PARTS - 1, 2 * SMALL_PARTS, 2 * SMALL_PARTS + 1, 3 * SMALL_PARTS])
+async def test_boundary_sizes_of_small_parts_arrive_byte_by_byte(size: int) -> None:
+    """F31."""
+    async with s3_wire() as server:
+        await delivered(server, body_of(size))
+        assert server.operations.count("part") == (-(-size // SMALL_PARTS) if size > SMALL_PARTS else 0)
 
 
 SIZES = [5 * GIB + 1, 10 * GIB, MAX_PARTS * PART_BYTES, MAX_PARTS * PART_BYTES + 1, 100 * GIB + 1, 5 * 2**40]
@@ -117,11 +135,7 @@ def test_a_plan_covers_all_bytes_within_what_s3_allows(size: int) -> None:
     assert {part.size_bytes for part in parts[:-1]} == {part_bytes(size)}
     assert 5 * MIB <= part_bytes(size) <= 5 * GIB
     assert 0 < parts[-1].size_bytes <= part_bytes(size)
-    end = 0
-    for part in parts:
-        assert part.offset == end
-        end += part.size_bytes
-    assert end == size
+    assert [0, *accumulate(part.size_bytes for part in parts)] == [*(part.offset for part in parts), size]
 
 
 def test_a_plan_takes_larger_parts_only_where_it_must() -> None:

@@ -33,7 +33,8 @@ from tests.store_fixture import instance
 from tests.unit.keyring_fakes import CACHE, GRACE, A
 
 CACHE_S, GRACE_S = CACHE.total_seconds(), GRACE.total_seconds()
-HOUR_S = 3600.0
+LONG_S = 1200.0
+"""Longer than a key may be silent, and than the longest pause between two probes."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def test_during_intake_readers_stop_and_what_was_begun_is_sealed_within_the_grac
                 await ring.sealing(ring.key_ids()[0])
             assert the_hold(process).code is way.code  # although nothing is being delivered
         async with node(world, watches=True, sweeps=False) as process:  # and it survives a restart
-            await anyio.sleep(HOUR_S)
+            await anyio.sleep(LONG_S)
             await mended(process, keys, way, taken_at)
 
     tell(story, WAYS[name], tmp_path)
@@ -214,11 +215,11 @@ def test_during_delivery_what_is_left_waits_and_goes_out_in_order(name: str, tmp
             world.weather.bucket_down = False
             ring = process.tenant().ring
             assert not await is_readable(ring)
-            await anyio.sleep(HOUR_S)
+            await anyio.sleep(LONG_S)
             assert len(world.buckets[A].objects) == 3
             assert process.store.index.count(State.SEALED) == 3
             decrypts = sum(call.name == "Decrypt" for call in keys.calls)
-            assert decrypts < HOUR_S / 30, "a key that refuses is asked only now and then"
+            assert decrypts < LONG_S / 30, "a key that refuses is asked only now and then"
             await mended(process, keys, way, taken_at)
 
     tell(story, WAYS[name], tmp_path)
@@ -249,7 +250,7 @@ def test_during_a_change_of_keys_it_says_which_and_goes_on_where_it_stopped(
                 await rewrap(ring, world.clock, told)
             assert caught.value.side == side
             assert standing(ring).done == (0 if side == "new" else 1)  # the new data key, where it could be made
-            await anyio.sleep(HOUR_S)
+            await anyio.sleep(LONG_S)
             assert process.store.index.count(State.SEALED) == (2 if side == "old" else 0)
             way.mend(keys, world, old if side == "old" else new)
             ring.ask_now()

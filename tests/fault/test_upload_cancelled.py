@@ -7,11 +7,12 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from pipeline.delivery.upload import PART_BYTES
 from tests.s3_strict import StrictDestination
+from tests.s3_wire import SMALL_PARTS, small_parts
 from tests.uploads import BARE, Source, body_of, pool, run
 
-SMALL, LARGE = b"small", body_of(2 * PART_BYTES + 17)
+SMALL, LARGE = b"small", body_of(2 * SMALL_PARTS + 17)
+pytestmark = pytest.mark.usefixtures(small_parts.__name__)
 
 
 class CancellingSource(Source):

@@ -33,7 +33,7 @@ from tests.unit.keyring_fakes import A
 
 _T = TypeVar("_T")
 SMALL = settings(
-    max_examples=12, stateful_step_count=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=7, stateful_step_count=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 LARGE = settings(SMALL, max_examples=300, stateful_step_count=50, derandomize=False)
 
