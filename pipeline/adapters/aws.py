@@ -28,6 +28,7 @@ import botocore.auth
 from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
+from botocore import handlers
 from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, NoCredentialsError
 from botocore.httpsession import create_urllib3_context, get_cert_path
 
@@ -51,6 +52,18 @@ OUT_OF_TIME = frozenset({"RequestTimeTooSkewed", "RequestExpired", "InvalidSigna
 """Codes by which a service may say that the request's time is not its own."""
 SKEW = timedelta(minutes=4)
 """Less is not the reason: AWS allows 5 minutes, S3 15. No request takes as long."""
+_NEEDLESS = frozenset(
+    {
+        handlers.add_expect_header,  # for files
+        handlers.add_recursion_detection_header,  # of Lambda
+        handlers.add_retry_headers,
+        handlers.convert_body_to_file_like_object,  # copies
+        handlers.inject_api_version_header_if_needed,  # of endpoint discovery
+        handlers.sse_md5,  # of customers' own keys
+    }
+)
+"""What botocore asks itself at each request and has no occasion for here: with the retries, a fourth of a small put."""
+_UNSIGNED = frozenset(botocore.auth.SIGNED_HEADERS_BLACKLIST)
 _FROM_CHAIN = Credentials("chain", "chain")
 """Stands in for the chain's while a client is made: it must come to be also when they can't be had yet."""
 _NO_CREDENTIALS = (BotoCoreError, ClientError, aiohttp.ClientError, OSError, ValueError, LookupError)
@@ -114,7 +127,9 @@ async def open_client(
         config=config,
     )
     async with creation as client:
-        answered = f"after-call.{client.meta.service_model.service_id.hyphenize()}"
+        service_id = client.meta.service_model.service_id.hyphenize()
+        client.meta.events.unregister(f"needs-retry.{service_id}", unique_id=f"retry-config-{service_id}")
+        answered = f"after-call.{service_id}"
         client.meta.events.register(answered, _learn_time)
         if given is _FROM_CHAIN:
             chain = source or _Chain(_session(endpoint.profile))
@@ -129,7 +144,11 @@ async def open_client(
 @functools.cache
 def _session(profile: str | None) -> AioSession:
     """Give the one session of a profile: it holds the APIs' models, which take a quarter of a second to load."""
-    return AioSession(profile=profile)
+    session = AioSession(profile=profile)
+    for event, handler, *_ in handlers.BUILTIN_HANDLERS:
+        if handler in _NEEDLESS:
+            session.unregister(event, handler)
+    return session
 
 
 def _s3_options(endpoint: Endpoint) -> dict[str, Any]:
@@ -207,6 +226,10 @@ def _learn_time(http_response: Any, parsed: dict[str, Any], context: dict[str, A
         parsed["Error"]["Code"] = "RequestTimeTooSkewed"  # an answer to HEAD has no body to say it
 
 
+_hosts: dict[str, str] = {}
+"""By the beginning of a URL: what its requests name as their host."""
+
+
 class _TimedSigner:
     """Signs with the time of the server, where that is known to be another. Goes before a signer of botocore's.
 
@@ -221,10 +244,22 @@ class _TimedSigner:
         super()._modify_request_before_signing(request)  # type: ignore[misc]  # of the signer behind
 
     def headers_to_sign(self, request: Any) -> Any:
-        """Choose the headers once: botocore asks for the request's canonical form, and again to name them."""
+        """Choose the headers once, though botocore asks twice, and into what is not searched through for each."""
         if self._to_sign is None:
-            self._to_sign = super().headers_to_sign(request)  # type: ignore[misc]
+            named = {name.lower(): value for name, value in request.headers.items()}
+            there = "/".join(request.url.split("/", 3)[:3])
+            if there not in _hosts:
+                _hosts[there] = super().headers_to_sign(request)["host"]  # type: ignore[misc]  # of the signer behind
+            named["host"] = _hosts[there]
+            self._to_sign = _Headers(item for item in named.items() if item[0] not in _UNSIGNED)
         return self._to_sign
+
+
+class _Headers(dict[str, str]):
+    """Headers of which each comes once, as SigV4 asks for them."""
+
+    def get_all(self, name: str) -> list[str]:
+        return [self[name]]
 
 
 class _Signer(_TimedSigner, botocore.auth.SigV4Auth):
