@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import anyio
 import pytest
 
 from pipeline.adapters.aws import open_client
@@ -129,6 +130,7 @@ async def test_a_body_that_is_coming_in_is_sealed_within_the_grace(tmp_path: Pat
                 keys.disable(key_id(site.acme.instance.kms_key_arn))
                 refused = None
                 while refused is None or refused.status == 201:  # until the key in memory is asked for again
+                    await anyio.sleep(0.05)
                     refused = await caller.put(site.acme, "c-new", "voice.wav", BODY)
                 assert (refused.status, refused.json["reason"]) == (503, "KEY_DISABLED")
                 keys_were_disabled = True

@@ -56,7 +56,10 @@ def client(url: str) -> Any:
 
 
 async def test_what_was_answered_survives_a_kill(tmp_path: Path) -> None:
-    """A key, a ciphertext, a disabled state and a grant that were answered are there after SIGKILL."""
+    """A key, a ciphertext, a disabled state and a grant that were answered are there after SIGKILL.
+
+    The server that comes after it ends when it is asked to, and is asked twice.
+    """
     config = written(tmp_path)
     with process(config, []) as (child, url):
         async with client(url) as kms:
@@ -71,35 +74,27 @@ async def test_what_was_answered_survives_a_kill(tmp_path: Path) -> None:
     [trail] = (tmp_path / "data" / "trail").iterdir()
     with trail.open("ab") as file:
         file.write(b'{"torn":')
-    with process(config, []) as (_, url):
+    said: list[str] = []
+    with process(config, said) as (child, url):
         async with client(url) as kms:
             assert (await kms.decrypt(CiphertextBlob=blob))["Plaintext"] == CANARY
             assert (await kms.describe_key(KeyId=off))["KeyMetadata"]["KeyState"] == "Disabled"
             assert (await kms.list_grants(KeyId=key))["Grants"][0]["GrantId"] == grant["GrantId"]
+            for number in (signal.SIGTERM, signal.SIGTERM):
+                child.send_signal(number)
+            assert child.wait() == 0
+    assert len(said) == 3  # as at each start, and nothing of what was cut
     names = [line.partition('"eventName":"')[2].partition('"')[0] for line in trail.read_text().splitlines()]
     assert names == [
         "CreateKey", "Encrypt", "CreateGrant", "CreateKey", "DisableKey", "", "Decrypt", "DescribeKey", "ListGrants",
     ]  # fmt: skip
 
 
-async def test_it_says_what_it_is_and_ends_when_asked(tmp_path: Path) -> None:
+async def test_it_says_what_it_is_and_shows_no_key_on_disk_or_in_what_it_says(tmp_path: Path) -> None:
     said: list[str] = []
-    with process(written(tmp_path), said) as (child, url):
-        async with client(url) as kms:
-            await kms.list_keys()
-            for number in (signal.SIGTERM, signal.SIGTERM):
-                child.send_signal(number)
-            assert child.wait() == 0
-    assert "for machines without AWS and for tests" in said[0]
-    assert "warning: The root key" in said[1]
-    assert "same volume" in said[1]
-    assert said[2].startswith("listening on http://127.0.0.1:")
-    assert len(said) == 3
-
-
-async def test_no_key_is_seen_on_disk_or_in_what_it_says(tmp_path: Path) -> None:
-    said: list[str] = []
-    with process(written(tmp_path), said) as (_, url):
+    config = written(tmp_path)
+    with process(config, said) as (_, url):
+        _a_second_one_is_refused(config)
         async with client(url) as kms:
             key = (await kms.create_key())["KeyMetadata"]["Arn"]
             made = await kms.generate_data_key(KeyId=key, KeySpec="AES_256")
@@ -116,13 +111,16 @@ async def test_no_key_is_seen_on_disk_or_in_what_it_says(tmp_path: Path) -> None
         for form in (secret, base64.b64encode(secret), secret.hex().encode(), repr(secret)[2:-1].encode()):
             assert form not in seen
     assert base64.b64encode(made["CiphertextBlob"]) not in seen
+    assert "for machines without AWS and for tests" in said[0]
+    assert "warning: The root key" in said[1]
+    assert "same volume" in said[1]
+    assert said[2].startswith("listening on http://127.0.0.1:")
+    assert len(said) == 3
 
 
-def test_a_second_server_on_the_same_data_is_refused(tmp_path: Path) -> None:
-    config = written(tmp_path)
-    with process(config, []):
-        command = [sys.executable, "-m", "pipeline.kms", str(config)]
-        second = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=30, check=False)
+def _a_second_one_is_refused(config: Path) -> None:
+    command = [sys.executable, "-m", "pipeline.kms", str(config)]
+    second = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=30, check=False)
     assert second.returncode == 1
     assert "Another process" in second.stderr
     assert "Traceback" not in second.stderr

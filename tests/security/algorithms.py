@@ -41,7 +41,8 @@ def uses() -> list[str]:
 
 def _uses_in(tree: ast.Module) -> Iterator[str]:
     names: dict[str, str] = {}
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(tree))
+    for node in nodes:
         match node:
             case ast.ImportFrom(module=str(module), names=imported) if module.startswith(_LIBRARIES):
                 for each in imported:
@@ -50,7 +51,7 @@ def _uses_in(tree: ast.Module) -> Iterator[str]:
                         yield f"{module}.{each.name}"
             case ast.Import(names=imported):
                 names |= {each.asname or each.name: each.name for each in imported if each.name.startswith(_LIBRARIES)}
-    for node in ast.walk(tree):
+    for node in nodes:
         match node:
             case ast.Attribute(value=ast.Name(id=name), attr=attribute) if name in names:
                 yield f"{names[name]}.{attribute}"
