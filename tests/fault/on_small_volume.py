@@ -17,8 +17,8 @@ from pipeline.adapters.disk import locked
 from pipeline.errors import HaltError, StoreFullError
 from pipeline.ids import RecordingId
 from pipeline.interim.states import State
+from tests.receipts import receipt_of
 from tests.store_fixture import Node, World, node, source
-from tests.unit.test_store import receipt_of
 
 MIB = 2**20
 BODY = b"body" * 4096

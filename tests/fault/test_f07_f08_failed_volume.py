@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 from pipeline.errors import DeferError, StoreIoError, VolumeFailedError
 from pipeline.interim.states import State
 from tests.intake_server import BODY, Server, is_problem, serving, url, world_at
+from tests.receipts import receipt_of
 from tests.store_fixture import HOUR_S, Node, World, node, source
-from tests.unit.test_store import receipt_of
 
 PROBE = "/probe"
 FOR_EVER = 10**9

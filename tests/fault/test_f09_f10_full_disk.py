@@ -22,9 +22,10 @@ from pipeline.interim.ballast import Ballast
 from pipeline.interim.room import PER_ARTIFACT_INODES, needed_bytes
 from pipeline.interim.states import State
 from tests.intake_server import BODY, is_problem, serving, url, world_at
+from tests.receipts import receipt_of
 from tests.store_fixture import WatchedDisk, World, instance, node, source
 from tests.unit.keyring_fakes import A, B
-from tests.unit.test_store import receipt_of, sealed
+from tests.unit.test_store import sealed
 
 MIB = 2**20
 DISK = Disk()

@@ -14,8 +14,9 @@ from pipeline.interim.commit import Commit
 from pipeline.interim.logs import LogLine
 from pipeline.interim.states import State
 from tests.fault.test_f09_f10_full_disk import on_small_volume
+from tests.receipts import receipt_of
 from tests.store_fixture import Node, World, node, source
-from tests.unit.test_store import receipt_of, sealed
+from tests.unit.test_store import sealed
 
 
 def trouble(process: Node) -> str | None:

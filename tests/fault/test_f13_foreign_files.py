@@ -10,8 +10,9 @@ import pytest
 
 from pipeline.errors import HaltError, StoreIoError
 from pipeline.interim.states import ArtifactName
+from tests.receipts import receipt_of
 from tests.store_fixture import WatchedDisk, World, node
-from tests.unit.test_store import receipt_of, sealed
+from tests.unit.test_store import sealed
 
 SECRET = b"not for the store"
 

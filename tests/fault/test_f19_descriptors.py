@@ -16,9 +16,10 @@ from pipeline.errors import DeferError, StoreBusyError
 from pipeline.interim.states import State
 from tests.intake_server import BODY, is_problem, serving, url, world_at
 from tests.node import process_node
+from tests.receipts import receipt_of
 from tests.sites import moto_site
 from tests.store_fixture import World, node, source
-from tests.unit.test_store import receipt_of, sealed
+from tests.unit.test_store import sealed
 
 
 def descriptors(process: object = "self") -> int:

@@ -11,16 +11,19 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from pipeline.delivery.buffers import MIB, BufferPool
+from pipeline.delivery.buffers import MIB, BufferPool, size_class
 from pipeline.delivery.patience import TRIES
-from pipeline.delivery.upload import PART_BYTES, PARTS_AT_A_TIME
+from pipeline.delivery.upload import PARTS_AT_A_TIME
 from pipeline.errors import DestinationBusyError, DestinationConflictError, DestinationHeldError, HoldCode
 from pipeline.ports import ObjectExistsError, ObjectFacts, UploadLostError
 from tests.s3_strict import STORAGE, StrictDestination
+from tests.s3_wire import SMALL_PARTS, small_parts
 from tests.uploads import BARE, body_of, plan_for, run
 
-SMALL, LARGE = b"small", body_of(2 * PART_BYTES + 17)
+SMALL, LARGE = b"small", body_of(2 * SMALL_PARTS + 17)
 BOTH = pytest.mark.parametrize("body", [pytest.param(SMALL, id="put"), pytest.param(LARGE, id="multipart")])
+
+pytestmark = pytest.mark.usefixtures(small_parts.__name__)
 
 
 def busy() -> DestinationBusyError:
@@ -94,7 +97,7 @@ async def test_the_memory_of_a_part_that_was_sent_again_is_not_used_for_others()
         destination.failures["part before"] = list(failures)
         await run(destination, LARGE, buffers=buffers)
         idle.append(buffers.idle_bytes)
-    assert idle[1] == idle[0] - PART_BYTES
+    assert idle[1] == idle[0] - size_class(SMALL_PARTS)
 
 
 async def test_an_upload_waits_as_long_as_the_bucket_asks_or_gives_up() -> None:

@@ -2,25 +2,14 @@ import os
 from itertools import product
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from pipeline.errors import HaltError, SegmentForgedError, StoreFullError, StoreIoError
 from pipeline.ids import Kind
 from pipeline.interim.room import needed_bytes
 from pipeline.interim.states import ArtifactName, State, parse_name
+from tests.receipts import receipt_of
 from tests.store_fixture import HOUR_S, Node, WatchedDisk, World, node, source
-
-
-def receipt_of(name: ArtifactName, **changes: object) -> bytes:
-    facts = {
-        "recordingId": str(name.artifact_id),
-        "artifactId": str(name.artifact_id),
-        "generation": name.generation,
-        "sizeBytes": name.size_bytes,
-        "sha256": "0" * 64,
-    }
-    return msgspec.json.encode(facts | changes)
 
 
 async def sealed(process: Node, source_id: str = "call-1", body: bytes = b"body") -> ArtifactName:
