@@ -119,8 +119,19 @@ async def test_a_part_that_the_client_repeats_unseen_is_whole() -> None:
 # --- F26
 
 
+async def test_a_put_that_was_not_done_and_answered_with_junk_is_sent_again() -> None:
+    for name in ("200 html", "500 bare"):
+        async with s3_wire() as server:
+            server.faults["put"] = [Fault(answer=JUNK[name])]
+            await delivered(server, SMALL)
+            assert server.operations.count("put") == 2
+            assert server.bucket.writes == 1
+
+
 @EVERY_JUNK
-@pytest.mark.parametrize("applied", [False, True], ids=["not done", "done"])
+@pytest.mark.parametrize(
+    "applied", [pytest.param(False, id="not done", marks=pytest.mark.slow), pytest.param(True, id="done")]
+)
 async def test_no_junk_in_place_of_an_answer_to_a_put_is_taken_for_proof(answer: bytes, applied: bool) -> None:
     async with s3_wire() as server:
         server.faults["put"] = [Fault(answer=answer, applied=applied)]

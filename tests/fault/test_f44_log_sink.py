@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ from tests.node import Caller, until
 from tests.sites import moto_site
 
 BODY = b"RIFF" + bytes(2000)
-LINE = "x" * 1000
+LINE = "x" * 8_000
 ROOT = str(Path(pipeline.__file__).parents[1])
 
 
@@ -93,7 +94,7 @@ def test_a_sink_that_fails_once_is_told_how_many_it_missed(tmp_path: Path) -> No
         logger.warning("lost")
         logger.warning("lost, too")
         while made.dropped < 2:
-            pass
+            time.sleep(0.001)
         os.dup2(good, descriptor)
         logger.warning("there")
         made.close()
@@ -112,7 +113,7 @@ def test_a_line_that_was_cut_off_does_not_spoil_the_next(tmp_path: Path) -> None
         select.select([reader], [], [])
         os.dup2(full, writer)
         while made.dropped < 1:
-            pass
+            time.sleep(0.001)
         os.dup2(good, writer)
         logger.warning("next")
         made.close()
