@@ -23,7 +23,7 @@ NUMBER, SYSTEM, NAME = "+49 30 901820", "+4930111222", "Erika-Mustermann-0815"
 MONTHS_24_S = 730 * 86_400
 
 
-def event(event_type: str = "INITIATED", contact: str = "c-1", minute: int = 1, **detail: Any) -> dict[str, Any]:
+def event(event_type: str = "INITIATED", contact: str = "call-1", minute: int = 1, **detail: Any) -> dict[str, Any]:
     return {
         "id": f"e-{contact}-{event_type}-{minute}",
         "time": f"2026-11-23T14:{minute:02}:00Z",
@@ -52,7 +52,7 @@ async def found(server: Server, index: str, value: str, instance: Any = A) -> li
     return [(each["id"], each["version"]) for each in reply.json["records"]]
 
 
-async def record(server: Server, contact: str = "c-1") -> Any:
+async def record(server: Server, contact: str = "call-1") -> Any:
     return await server.ask("GET", f"/v1/instances/{A}/records/contact_metadata/{contact}")
 
 
@@ -64,18 +64,20 @@ async def test_a_contacts_events_are_one_record_that_is_found_by_either_number_a
     tmp_path: Path,
 ) -> None:
     async with serving(world_at(tmp_path)) as server:
-        events = [event("COMPLETED", minute=9, initialContactId="c-0"), event(), event("QUEUED", minute=5)]
+        events = [event("COMPLETED", minute=9, initialContactId="call-0"), event(), event("QUEUED", minute=5)]
         for _ in range(2):
             for each in events:
                 assert (await post(server, each)).status == 202
         for index, value in (
             ("number", "%2B4930901820"), ("number", "%2B49(30)901820"), ("number", "%2B4930111222"),
-            ("contact", "c-1"), ("contact", "c-0"),
+            ("contact", "call-1"), ("contact", "call-0"),
         ):  # fmt: skip
-            assert await found(server, index, value) == [("c-1", 2)], value  # the first two told all there was to tell
+            assert await found(server, index, value) == [("call-1", 2)], (
+                value
+            )  # the first two told all there was to tell
         given = (await record(server)).json
-        assert (given["EventType"], given["Attributes"], given["ContactId"]) == ("COMPLETED", {"name": NAME}, "c-1")
-        for secret in (NAME, "901820", "0111222", "c-1"):
+        assert (given["EventType"], given["Attributes"], given["ContactId"]) == ("COMPLETED", {"name": NAME}, "call-1")
+        for secret in (NAME, "901820", "0111222", "call-1"):
             assert server.process.world.holds(secret.encode()) == [], secret
 
 
@@ -85,7 +87,7 @@ async def test_the_same_number_in_two_instances_has_two_hashes_and_is_found_in_i
         assert await found(server, "number", "%2B4930901820", B) == []
         await post(server, event(contact="c-9"), token=TOKENS[B])
         assert await found(server, "number", "%2B4930901820", B) == [("c-9", 1)]
-        assert await found(server, "number", "%2B4930901820", A) == [("c-1", 1)]
+        assert await found(server, "number", "%2B4930901820", A) == [("call-1", 1)]
         digests = {
             key.digest("index/number", "+4930901820")
             for each in (A, B)
@@ -141,16 +143,16 @@ async def test_a_persons_metadata_is_given_out_and_erased_and_does_not_come_back
     world = world_at(tmp_path)
     who = json.dumps({"number": [NUMBER]}).encode()
     async with serving(world) as server:
-        await post(server, event(), event(contact="c-2", customerEndpoint={"address": "+4940123456"}))
+        await post(server, event(), event(contact="call-2", customerEndpoint={"address": "+4940123456"}))
         given = await server.ask("POST", f"/v1/instances/{A}/subject/export", who)
-        assert [each["id"] for each in given.json["records"]] == ["c-1"]
+        assert [each["id"] for each in given.json["records"]] == ["call-1"]
         erased = await server.ask("POST", f"/v1/instances/{A}/subject/erase", who)
         assert erased.status == 200
         assert (await record(server)).status == 404
     async with serving(world) as server:
-        assert (await post(server, event("QUEUED", "c-2", 5, customerEndpoint=None))).status == 202
+        assert (await post(server, event("QUEUED", "call-2", 5, customerEndpoint=None))).status == 202
         assert await found(server, "number", "%2B4930901820") == []
-        assert await found(server, "contact", "c-2") == [("c-2", 2)]
+        assert await found(server, "contact", "call-2") == [("call-2", 2)]
 
 
 async def test_a_contact_id_that_object_keys_may_not_carry_gives_its_stand_in(tmp_path: Path) -> None:
@@ -163,7 +165,7 @@ async def test_a_contact_id_that_object_keys_may_not_carry_gives_its_stand_in(tm
 
 async def test_a_record_that_does_not_open_or_is_no_object_stays_and_its_events_are_taken(tmp_path: Path) -> None:
     async with serving(world_at(tmp_path)) as server:
-        path = f"/v1/instances/{A}/records/contact_metadata/c-1"
+        path = f"/v1/instances/{A}/records/contact_metadata/call-1"
         await server.ask("PUT", path, b"a note", headers={"Content-Type": "text/plain"})
         assert (await post(server, event())).status == 202
         assert (await record(server)).body == b"a note"
@@ -171,10 +173,10 @@ async def test_a_record_that_does_not_open_or_is_no_object_stays_and_its_events_
         (row,) = await engine.page(shelf.scope.shelf, 0, 9)
         forged = Row(row.shelf, row.tag, row.version + 1, row.key_id, row.sealed, row.expires, row.part)
         await engine.write([RowChange(row.shelf, row.tag, row.version, forged)])
-        assert (await post(server, event("QUEUED", minute=5), event(contact="c-2"))).status == 202
+        assert (await post(server, event("QUEUED", minute=5), event(contact="call-2"))).status == 202
         (kept, _) = await engine.page(shelf.scope.shelf, 0, 9)
         assert (kept.version, kept.sealed) == (forged.version, row.sealed)
-        assert await found(server, "contact", "c-2") == [("c-2", 1)]
+        assert await found(server, "contact", "call-2") == [("call-2", 1)]
 
 
 # --- crashes and others who write at the same time
@@ -225,12 +227,12 @@ async def test_an_event_that_is_not_in_both_places_is_not_acknowledged_and_a_rep
         assert (await record(server)).status == (404 if broken == "records" else 200)
         for _ in range(2):
             assert (await post(server, event(), event("COMPLETED", minute=9))).status == 202
-        assert await found(server, "contact", "c-1") == [("c-1", 1)]
+        assert await found(server, "contact", "call-1") == [("call-1", 1)]
     async with serving(world) as server:
         assert (await record(server)).json["EventType"] == "COMPLETED"
-        assert server.process.contacts.get(A, "c-1") is None
+        assert server.process.contacts.get(A, "call-1") is None
         await server.process.replay.done(server.process.tenants.get(A))  # type: ignore[arg-type]
-        known = server.process.contacts.get(A, "c-1")
+        known = server.process.contacts.get(A, "call-1")
         assert known is not None
         assert known.completed
 
