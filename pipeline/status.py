@@ -104,8 +104,7 @@ class Quality(StrEnum):
     PAUSED = "PAUSED"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a recording; each status tells the part of it that is its own."""
 
     start: datetime | None = None
@@ -180,10 +179,10 @@ def status_event(
         "version": "1.0",
         "recordingKind": kind,
         "recordingStatus": status,
-        "eventDeduplicationId": str(deduplication_id),
+        "eventDeduplicationId": deduplication_id,
         "sequence": sequence,
         "instanceArn": instance.arn,
-        "recordingId": str(recording_id),
+        "recordingId": recording_id,
         "generation": generation,
         "quality": [flag for flag in Quality if flag in quality] if quality else [],
         "heldReason": held if status is Status.COMPLETED else None,
@@ -193,7 +192,7 @@ def status_event(
     return msgspec.json.encode(
         {
             "version": "0",
-            "id": str(uuid5(deduplication_id, _milliseconds(time))),
+            "id": uuid5(deduplication_id, _milliseconds(time)),
             "detail-type": DETAIL_TYPE,
             "source": SOURCE,
             "account": instance.account_id,

@@ -4,9 +4,10 @@ Both are lines that a commit syncs before the move itself counts, so a crash can
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+
+import msgspec
 
 from pipeline.audit import records
 from pipeline.ids import InstanceId, Kind, RecordingId
@@ -21,8 +22,7 @@ NODE = "node"
 """The audit log of what is no one instance's."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Subject:
+class Subject(msgspec.Struct, frozen=True, kw_only=True):
     """The recording that a status is about."""
 
     instance: Instance
@@ -83,11 +83,11 @@ class Trail:
     def moved(self, name: ArtifactName, recording_id: RecordingId, verb: str, **details: Any) -> LogLine:
         """Record a move in the audit trail; `name` is the artifact's after it."""
         parameters: Mapping[str, Any] = {
-            "artifactId": str(name.artifact_id),
-            "recordingId": str(recording_id),
+            "artifactId": name.artifact_id,
+            "recordingId": recording_id,
             "kind": name.kind,
             "generation": name.generation,
-            "dataKeyId": str(name.key_id),
+            "dataKeyId": name.key_id,
             **details,
         }
         return self._audited(name.instance_id, verb, parameters)

@@ -40,7 +40,7 @@ def kms_call(call: KmsCall, *, actor: Actor, account_id: str, region: str, now: 
     if call.name == "Decrypt":
         parameters["encryptionAlgorithm"] = "SYMMETRIC_DEFAULT"
     record = _common(actor, now) | {
-        "eventID": str(uuid4()),
+        "eventID": uuid4(),
         "eventSource": "kms.amazonaws.com",
         "eventName": call.name,
         "awsRegion": region,
@@ -84,7 +84,7 @@ def about_log(name: str, details: Mapping[str, Any], *, like: bytes) -> bytes:
 def _own(name: str, details: Mapping[str, Any], common: Mapping[str, Any]) -> bytes:
     record = {
         **common,
-        "eventID": str(uuid4()),
+        "eventID": uuid4(),
         "eventSource": "pipeline.recordings",
         "eventName": name,
         "requestParameters": dict(details),

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+import msgspec
+
 from pipeline.crypt import segments
 from pipeline.crypt.segments import DataKey, SegmentType
 from pipeline.errors import SegmentForgedError
@@ -36,8 +38,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(msgspec.Struct, frozen=True):
     """Whose artifact a file is. It stands in clear, and in the context of every segment."""
 
     kind: Kind
@@ -100,8 +101,7 @@ def _refused(field: str) -> SegmentForgedError:
     return SegmentForgedError(f"an artifact's header is not of format version 1: {field}")
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(msgspec.Struct, frozen=True):
     """What stands before each segment in clear. The type and `durable` are in the segment's context too."""
 
     sealed_size: int

@@ -44,6 +44,7 @@ _SIGNED = frozenset({"wav", "ogg", "mp4", "webm"})
 _CONTACT = re.compile(r"[A-Za-z0-9-]{1,256}")
 _EXTENSION = re.compile(r"[A-Za-z0-9]{1,16}")
 _SEGMENT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:=-]*[A-Za-z0-9_:=-])?")
+_BLANK = b" \t\r\n"
 _MP4_BOXES = frozenset({b"ftyp", b"styp", b"moov", b"mdat", b"free", b"wide"})
 
 
@@ -169,12 +170,13 @@ def _is_mp3_frame(first: bytes) -> bool:
 
 def _is_json(first: bytes) -> bool:
     """Check that text begins like an object or a list. The end of `first` may cut a character in two."""
+    if first.lstrip(_BLANK)[:1] not in {b"{", b"["}:
+        return False
     try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(first)
+        text = codecs.getincrementaldecoder("utf-8")().decode(first).lstrip(_BLANK.decode())
     except UnicodeDecodeError:
         return False
-    text = text.lstrip(" \t\r\n")
-    inside = text[1:].lstrip(" \t\r\n")[:1]
+    inside = text[1:].lstrip(_BLANK.decode())[:1]
     if "\0" in text or not inside:
         return False
     return (text[0] == "{" and inside in '"}') or (text[0] == "[" and inside in '"{[]}-0123456789tfn')

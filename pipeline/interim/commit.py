@@ -23,6 +23,7 @@ from typing import TypeVar
 
 import anyio
 import anyio.to_thread
+import msgspec
 import structlog
 
 from pipeline.audit.appender import ChainedLogs, LeastSize, at_least_nothing
@@ -42,8 +43,7 @@ _LARGEST_GROUP = 256
 """Commits in one group. More would only make the first of them wait longer."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Commit:
+class Commit(msgspec.Struct, frozen=True, kw_only=True):
     """What has to be durable together. Paths are full paths; `files` are (path, content), written aside first."""
 
     handles: tuple[int, ...] = ()

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
+import msgspec
+
 from pipeline.audit.appender import ChainedLogs, LeastSize, Tell, at_least_nothing, say_nothing
 from pipeline.errors import PipelineError
 from pipeline.ports import FileSystem
@@ -26,8 +28,7 @@ _SUFFIX = ".jsonl"
 _EARLIER = re.compile(r"(?P<log>.+)\.(?P<number>[0-9]{8})")
 
 
-@dataclass(frozen=True, slots=True)
-class LogLine:
+class LogLine(msgspec.Struct, frozen=True):
     """One line, without its line feed, for the log at `path`."""
 
     path: str

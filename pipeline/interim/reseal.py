@@ -7,7 +7,9 @@ Synchronous: runs in a thread.
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from pipeline.crypt.artifact import FRAME_PREFIX, HEADER_SIZE, Entry, Header, Opener, Sealer, next_entry
 from pipeline.crypt.contents import decode_manifest

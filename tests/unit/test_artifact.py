@@ -1,10 +1,10 @@
-from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import permutations
 from pathlib import Path
 from uuid import UUID
 
 import pytest
+from msgspec.structs import replace
 
 from pipeline.crypt.artifact import FRAME_PREFIX, HEADER_SIZE, Entry, Frame, Header, Opener, Sealer, next_entry
 from pipeline.crypt.segments import DataKey, SegmentType, open_segment, sealed_size
