@@ -38,6 +38,8 @@ class Outstanding:
     announced: Announced
     heard: datetime | None
     """When it was announced; None: just now."""
+    told: bool = False
+    """INITIATED of it is durable: its announcement said so, in this run."""
     ended: bool = False
     """Its recorder or its contact came to an end."""
     end_heard: datetime | None = None

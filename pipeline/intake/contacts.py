@@ -134,13 +134,20 @@ class ContactTable:
         """Give the announced recordings of an instance whose INITIATED may not be durable."""
         return {recording: known for recording, known in self._untold.items() if known[0].instance_id == instance_id}
 
-    def is_told(self, recording: RecordingId) -> bool:
-        """Tell whether INITIATED of an announced recording is durable."""
-        return recording not in self._untold
+    def is_told(self, instance_id: InstanceId, contact: str, kind: Kind, source_id: str | None) -> bool:
+        """Tell whether INITIATED of a recording that is awaited is known to be durable; told twice is harmless."""
+        awaited = self.awaited.find(instance_id, contact, kind, source_id)
+        return awaited is not None and awaited.told
 
-    def told(self, recording: RecordingId) -> None:
-        """Take note that INITIATED of an announced recording is durable."""
-        self._untold.pop(recording, None)
+    def told(self, recording: RecordingId, *, begun: bool) -> None:
+        """Take note that INITIATED of an announced recording is durable, or left to what had `begun` before it."""
+        known = self._untold.pop(recording, None)
+        if known is None or begun:
+            return
+        contact, expected = known
+        awaited = self.awaited.find(contact.instance_id, contact.contact, expected.kind, expected.source_id)
+        if awaited is not None and awaited.announced.recording_id == recording:
+            awaited.told = True
 
     def merge(
         self,

@@ -100,14 +100,14 @@ class EventIntake:
         if not entries:
             return
         untold = self._contacts.untold(tenant.instance.instance_id)
-        lines: list[LogLine] = []
+        lines: dict[RecordingId, LogLine] = {}
         for recording, (contact, expected) in untold.items():
-            if await self._chats.is_begun(tenant, contact.contact, expected):
-                continue  # its own INITIATED was told with its first bytes
-            lines.append(self._initiated(tenant, contact, recording, expected))
-        await self._journal.append(tenant, entries, lines)
+            # Of what has begun INITIATED is told with its first bytes, unless it is dropped before they are durable.
+            if not await self._chats.is_begun(tenant, contact.contact, expected):
+                lines[recording] = self._initiated(tenant, contact, recording, expected)
+        await self._journal.append(tenant, entries, list(lines.values()))
         for recording in untold:
-            self._contacts.told(recording)
+            self._contacts.told(recording, begun=recording not in lines)
 
     async def _append_chats(self, tenant: Tenant, incoming: Sequence[Incoming]) -> None:
         by_contact: dict[str, list[ChatMessage]] = {}

@@ -132,7 +132,7 @@ class Recorder:
         reception.ended = source.ended
         if name.generation == 1:
             # Bytes may come before their announcement is durable, if it ever will be.
-            reception.told = given_up is not None or (expected is not None and self._contacts.is_told(expected))
+            reception.told = given_up is not None or (expected is not None and self._is_told(tenant, source))
             self._moves.tell_begun(reception)
         return reception
 
@@ -356,8 +356,7 @@ class Recorder:
         self.forget(reception)
 
     def _came(self, reception: Reception) -> None:
-        source_id = reception.head.source_id
-        source = None if source_id.startswith(TRANSCRIPT) else source_id
+        source = _announced(reception.head.source_id)
         self._contacts.awaited.came(reception.name.instance_id, reception.contact, reception.name.kind, source)
 
     def _in_memory(self, name: ArtifactName) -> Reception | None:
@@ -387,9 +386,16 @@ class Recorder:
             raise StoppingError("this instance has as many recordings open as its limit allows; try again soon")
 
     def _expected(self, tenant: Tenant, source: Source) -> RecordingId | None:
-        """Find the id that was given out when an event announced this recording. A chat's events name no source."""
-        source_id = None if source.source_id.startswith(TRANSCRIPT) else source.source_id
-        return self._contacts.expected(tenant.instance.instance_id, source.contact, source.kind, source_id)
+        """Find the id that was given out when an event announced this recording."""
+        return self._contacts.expected(
+            tenant.instance.instance_id, source.contact, source.kind, _announced(source.source_id)
+        )
+
+    def _is_told(self, tenant: Tenant, source: Source) -> bool:
+        """Tell whether its announcement said that it is initiated."""
+        return self._contacts.is_told(
+            tenant.instance.instance_id, source.contact, source.kind, _announced(source.source_id)
+        )
 
     async def unfinished(self, tenant: Tenant, kind: Kind, source_id: str) -> Reception | None:
         """Bring the newest unfinished body of a source into memory."""
@@ -398,3 +404,8 @@ class Recorder:
             if name.standing is State.OPEN:
                 return await self.reopen(tenant, name)
         return None
+
+
+def _announced(source_id: str) -> str | None:
+    """Give a source as its announcement names it. A chat's events name none."""
+    return None if source_id.startswith(TRANSCRIPT) else source_id
