@@ -62,7 +62,7 @@ _NEEDLESS = frozenset(
         handlers.sse_md5,  # of customers' own keys
     }
 )
-"""What botocore asks itself at each request and has no occasion for here: with the retries, a fourth of a small put."""
+"""What botocore asks itself at each request and has no occasion for here; each costs a small put its share."""
 _UNSIGNED = frozenset(botocore.auth.SIGNED_HEADERS_BLACKLIST)
 _FROM_CHAIN = Credentials("chain", "chain")
 """Stands in for the chain's while a client is made: it must come to be also when they can't be had yet."""
