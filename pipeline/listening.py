@@ -5,7 +5,7 @@ import contextlib
 import socket
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Self, cast
 
 import anyio
 import uvicorn
@@ -19,6 +19,8 @@ _KEEP_ALIVE_S = 75
 _BODY_AHEAD = 512 * 1024
 """Bytes of a body that may be received while those before them are being sealed. uvicorn's own 64 KiB are less than
 one read of the socket, so that it paused and went on for each."""
+_READ_BYTES = 256 * 1024
+"""Most that one read of a socket takes."""
 _DRAIN_S = 5
 """How long requests in hand may take to be answered once the server is told to end."""
 _HEAD_S = 10.0
@@ -49,13 +51,13 @@ class _Connection(httptools_impl.HttpToolsProtocol):
         self._head_came()
         super().connection_lost(exc)
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes | memoryview) -> None:
         if self._refused:
             return
         if self._in_head:
             self._expect_head()
         self._between += len(data)
-        super().data_received(data)
+        super().data_received(data)  # type: ignore[arg-type]  # its parser takes either
         if self._between > _HEAD_BYTES:
             self._refuse()
 
@@ -75,8 +77,11 @@ class _Connection(httptools_impl.HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._between = 0
-        if not self._refused:
-            super().on_body(body)
+        if self._refused:
+            return
+        if not self.cycle.body:
+            self.cycle.body = _Pieces()  # type: ignore[assignment]  # does what uvicorn does with its bytearray
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._in_head = True
@@ -111,6 +116,57 @@ class _Connection(httptools_impl.HttpToolsProtocol):
         if not self._answers():
             self.transport.write(_TOO_LARGE)
         self.transport.close()
+
+
+class _Pieces:
+    """What came of a body since the application last asked. uvicorn's `bytearray` copies every byte of it twice."""
+
+    __slots__ = ("_pieces", "_size_bytes")
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._size_bytes = 0
+
+    def __iadd__(self, piece: bytes) -> Self:
+        self._pieces.append(piece)
+        self._size_bytes += len(piece)
+        return self
+
+    def __len__(self) -> int:
+        return self._size_bytes
+
+    def __bytes__(self) -> bytes:
+        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+
+
+class _Reader(asyncio.BufferedProtocol):
+    """Reads for a connection, into memory that all share: one reads at a time, and nobody keeps what it is shown."""
+
+    _memory = memoryview(bytearray(_READ_BYTES))
+
+    def __init__(self, **settings: Any) -> None:
+        self._connection = _Connection(**settings)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._connection.connection_made(cast("asyncio.Transport", transport))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.connection_lost(exc)
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - it is always the same
+        return self._memory
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._connection.data_received(self._memory[:nbytes])
+
+    def eof_received(self) -> None:
+        self._connection.eof_received()
+
+    def pause_writing(self) -> None:
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_writing()
 
 
 class _Server(uvicorn.Server):
@@ -178,7 +234,7 @@ async def serve(
     config = uvicorn.Config(
         app,
         loop="none",
-        http=partial(_Connection, head_s=head_s),  # type: ignore[arg-type]  # anything that makes a protocol
+        http=partial(_Reader, head_s=head_s),  # type: ignore[arg-type]  # anything that makes a protocol
         ws="none",
         lifespan="off",
         log_config=None,

@@ -28,6 +28,8 @@ import botocore.auth
 from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.payload import BytesPayload
 from botocore import handlers
 from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, NoCredentialsError
 from botocore.httpsession import create_urllib3_context, get_cert_path
@@ -63,6 +65,8 @@ _NEEDLESS = frozenset(
     }
 )
 """What botocore asks itself at each request and has no occasion for here; each costs a small put its share."""
+_JOINED_BYTES = 256 * 1024
+"""Bodies up to here are sent together with their head: copying costs less than one more write."""
 _UNSIGNED = frozenset(botocore.auth.SIGNED_HEADERS_BLACKLIST)
 _FROM_CHAIN = Credentials("chain", "chain")
 """Stands in for the chain's while a client is made: it must come to be also when they can't be had yet."""
@@ -326,6 +330,14 @@ class _OneHopSession(AIOHTTPSession):
         return _OneHop(await super()._get_session(proxy_url))  # type: ignore[misc]  # not in the stubs
 
 
+class _Apart(BytesPayload):
+    """A body that is sent behind its head: aiohttp would copy it to send both at once."""
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        writer.send_headers()
+        await super().write_with_length(writer, content_length)
+
+
 class _OneHop:
     """An aiohttp session whose requests go to the host they were signed for, or nowhere."""
 
@@ -333,4 +345,7 @@ class _OneHop:
         self._session = session
 
     def request(self, method: str, **options: Any) -> Any:
+        body = options.get("data")
+        if isinstance(body, memoryview) and body.nbytes > _JOINED_BYTES:
+            options["data"] = _Apart(body)
         return self._session.request(method, allow_redirects=False, **options)
