@@ -4,24 +4,30 @@ import functools
 import gc
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
-import typer.main
 from _pytest.terminal import TerminalReporter
 
-from tests import log_guard
-from tests.ready_clients import ready_clients
+if TYPE_CHECKING:
+    from tests.log_guard import LogGuard
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Hear everything that is logged in this process, and collect no garbage before all is imported: there is none."""
-    log_guard.install()
     gc.disable()
+    if config.getoption("dist", "no") == "no" or hasattr(config, "workerinput"):
+        # not where tests are only handed out to workers, who wait for that process to start
+        from tests import log_guard
+
+        log_guard.install()
 
 
 @pytest.fixture(autouse=True, scope="session")
 def commands_are_put_together_once() -> Iterator[None]:
     """Let `CliRunner` keep what it makes of an app: making sixty commands takes longer than most of them take."""
+    import typer.main
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("typer.testing._get_command", functools.cache(typer.main.get_command))
         yield
@@ -30,13 +36,17 @@ def commands_are_put_together_once() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def what_aws_clients_share_is_made_once() -> Iterator[None]:
     """Spare each client three quarters of what making it takes."""
+    from tests.ready_clients import ready_clients
+
     with ready_clients():
         yield
 
 
 @pytest.fixture(autouse=True)
-def nothing_secret_is_logged() -> Iterator[log_guard.LogGuard]:
+def nothing_secret_is_logged() -> Iterator["LogGuard"]:
     """Fail a test in which something was logged, at whatever level, that is secret or personal."""
+    from tests import log_guard
+
     yield from log_guard.guarded()
 
 
@@ -50,7 +60,6 @@ def no_settings_of_the_caller() -> None:
 def pytest_collection_finish() -> None:
     """Spare the collector what importing and collecting made, as the service does with what its start made."""
     gc.enable()
-    gc.collect()
     gc.freeze()
 
 

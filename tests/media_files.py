@@ -31,7 +31,8 @@ def wav_of(
 
 
 def stereo(left: Iterable[int], right: Iterable[int]) -> bytes:
-    return b"".join(struct.pack("<hh", *pair) for pair in zip(left, right, strict=True))
+    samples = [sample for pair in zip(left, right, strict=True) for sample in pair]
+    return struct.pack(f"<{len(samples)}h", *samples)
 
 
 # --- MP4

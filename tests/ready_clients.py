@@ -5,16 +5,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import botocore.hooks
 import botocore.regions
 import pytest
 from aiobotocore.client import AioClientCreator
 from botocore.endpoint_provider import EndpointProvider
+from botocore.hooks import EventAliaser
 from botocore.loaders import JSONFileLoader
 
 
 @contextmanager
 def ready_clients() -> Iterator[None]:
-    """Keep each service's model, class and endpoint rules: none of them knows a client, and none ever changes."""
+    """Keep each service's model, class, endpoint rules and names of events: no client is known to any of them."""
     creator: Any = AioClientCreator
     load, put_together = creator._load_service_model, creator._create_client_class
     models: dict[tuple[str | None, ...], Any] = {}
@@ -41,7 +43,21 @@ def ready_clients() -> Iterator[None]:
             rules[id(ruleset_data)] = ruleset_data, EndpointProvider(ruleset_data=ruleset_data, **more)
         return rules[id(ruleset_data)][1]
 
+    aliaser: Any = EventAliaser
+    aliased, takes_all = aliaser._alias_event_name, functools.cache(botocore.hooks.accepts_kwargs)
+    aliases: dict[str, str] = {}
+
+    def alias(self: EventAliaser, name: str) -> str:
+        if name not in aliases:
+            aliases[name] = aliased(self, name)
+        return aliases[name]
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aliaser, "_alias_event_name", alias)
+        # Of a method its function is asked: the method would keep its client.
+        patch.setattr(
+            botocore.hooks, "accepts_kwargs", lambda handler: takes_all(getattr(handler, "__func__", handler))
+        )
         patch.setattr(JSONFileLoader, "load_file", load_file)
         patch.setattr(creator, "_load_service_model", model)
         patch.setattr(creator, "_create_client_class", client_class)

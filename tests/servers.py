@@ -17,6 +17,7 @@ from urllib.request import Request, urlopen
 import anyio
 import anyio.to_thread
 import pytest
+from moto.backends import list_of_moto_modules
 from moto.kms.utils import generate_private_key
 from moto.moto_server.werkzeug_app import create_backend_app
 from moto.server import ThreadedMotoServer
@@ -35,6 +36,8 @@ _one_private_key = functools.cache(generate_private_key)
 """moto makes an RSA key for every KMS key, the symmetric ones too; one will do for all that never use it."""
 _one_app = functools.cache(create_backend_app)
 """moto puts the routes of a service together for each server, which takes longer than most tests ask it anything."""
+_moto_modules = tuple(list_of_moto_modules())
+"""moto asks the disk for them at every request."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ async def moto() -> AsyncIterator[Endpoint]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("moto.kms.models.generate_private_key", _one_private_key)
         patch.setattr("moto.moto_server.threaded_moto_server.create_backend_app", _one_app)
+        patch.setattr("moto.backends.list_of_moto_modules", lambda: _moto_modules)
         await anyio.to_thread.run_sync(server.start)
         try:
             host, port = server.get_host_and_port()

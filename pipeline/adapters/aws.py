@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -148,11 +148,23 @@ async def open_client(
 @functools.cache
 def _session(profile: str | None) -> AioSession:
     """Give the one session of a profile: it holds the APIs' models, which take a quarter of a second to load."""
-    session = AioSession(profile=profile)
-    for event, handler, *_ in handlers.BUILTIN_HANDLERS:
-        if handler in _NEEDLESS:
-            session.unregister(event, handler)
+    session = AioSession(profile=profile, include_builtin_handlers=False)
+    events = session.get_component("event_emitter")
+    register = {
+        None: events.register,
+        handlers.REGISTER_FIRST: events.register_first,
+        handlers.REGISTER_LAST: events.register_last,
+    }
+    for event, handler, *when in handlers.BUILTIN_HANDLERS:
+        if handler not in _NEEDLESS and _concerns_us(event):
+            register[when[0] if when else None](event, handler)
     return session
+
+
+def _concerns_us(event: str) -> bool:
+    """Leave out documentation and the services that are not used: each client copies all that its session knows."""
+    happens, _, to_whom = event.partition(".")
+    return happens != "docs" and (not to_whom or to_whom.partition(".")[0] in {"*", *get_args(Service)})
 
 
 def _s3_options(endpoint: Endpoint) -> dict[str, Any]:
