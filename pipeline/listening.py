@@ -140,11 +140,13 @@ class _Pieces:
 
 
 class _Reader(asyncio.BufferedProtocol):
-    """Reads for a connection, into memory that all share: one reads at a time, and nobody keeps what it is shown."""
+    """Reads for a connection, into memory that all of one server share.
 
-    _memory = memoryview(bytearray(_READ_BYTES))
+    One reads at a time, since a server has one loop, and none keeps what it is shown.
+    """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, memory: memoryview, **settings: Any) -> None:
+        self._memory = memory
         self._connection = _Connection(**settings)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -234,7 +236,9 @@ async def serve(
     config = uvicorn.Config(
         app,
         loop="none",
-        http=partial(_Reader, head_s=head_s),  # type: ignore[arg-type]  # anything that makes a protocol
+        http=partial(  # type: ignore[arg-type]  # anything that makes a protocol
+            _Reader, memory=memoryview(bytearray(_READ_BYTES)), head_s=head_s
+        ),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -233,7 +233,8 @@ def remove(
 
     While undelivered recordings of it are held this is refused: nothing could deliver or open them any more. While
     anything of it is under a legal hold it is refused whatever is given. If a grant can't be retired now nothing is
-    removed, unless --force and --reason are given.
+    removed, unless --force and --reason are given. A running service is told and not waited for: what it still takes
+    in the next moment is held until the instance is added again.
     """
     import anyio
 

@@ -18,7 +18,7 @@ import structlog
 
 from pipeline.errors import DeferError, PipelineError
 from pipeline.ids import InstanceId, Kind, RecordingId
-from pipeline.intake.awaited import MISSING_SEQUENCE, Announced, Awaited, Outstanding
+from pipeline.intake.awaited import MISSING_SEQUENCE, Awaited, Outstanding
 from pipeline.intake.contacts import ContactTable, object_contact
 from pipeline.intake.missinglog import Missing, missing_line, read_missing, sweep_missing
 from pipeline.intake.recorder import TRANSCRIPT
@@ -216,7 +216,7 @@ class MissingWatch:
             given_up=wall,
         )
         try:
-            await self._commits.commit(Commit(lines=self._told(tenant, missing, announced)))
+            await self._commits.commit(Commit(lines=self._told(tenant, missing, outstanding)))
             # Only now: a crash between the two tells it again, under the same de-duplication id.
             await self._commits.commit(Commit(lines=(missing_line(self._root, missing, wall.date()),)))
         except DeferError as error:
@@ -227,18 +227,22 @@ class MissingWatch:
         self._awaited.forget(outstanding)
         log.error("recording.missing", recording=str(missing.recording_id), kind=missing.kind)
 
-    def _told(self, tenant: Tenant, missing: Missing, announced: Announced) -> tuple[LogLine, ...]:
-        subject = Subject(
+    def _told(self, tenant: Tenant, missing: Missing, outstanding: Outstanding) -> tuple[LogLine, ...]:
+        announced = outstanding.announced
+        begun = Subject(
             instance=tenant.instance,
             contact=missing.contact,
             kind=announced.kind,
             recording_id=announced.recording_id,
-            sequence=MISSING_SEQUENCE,
         )
+        failed = msgspec.structs.replace(begun, sequence=MISSING_SEQUENCE)
         failure = Failure(FailureCode.SOURCE_MISSING, "it was announced, and nothing of it came before its deadline")
         facts = Facts(start=announced.start)
+        # Left to a body that was dropped, or told by an earlier run: then it is the same event once more.
+        first = () if outstanding.told else (self._trail.status(begun, Status.INITIATED, facts),)
         return (
-            self._trail.status(subject, Status.FAILED, facts, failure=failure),
+            *first,
+            self._trail.status(failed, Status.FAILED, facts, failure=failure),
             self._trail.changed(
                 tenant.instance.instance_id,
                 "RecordingMissing",

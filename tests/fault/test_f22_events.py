@@ -33,6 +33,10 @@ def ids(world: World) -> set[str]:
     return {json.loads(line)["detail"]["recordingId"] for line in world.events().splitlines()}
 
 
+def event_ids(world: World) -> set[str]:
+    return {json.loads(line)["detail"]["eventDeduplicationId"] for line in world.events().splitlines()}
+
+
 def ended(kind: str = "voice", source_id: str = "call-1") -> dict[str, Any]:
     return {**started(kind, source_id), "detail-type": "Recording Stopped"}
 
@@ -199,7 +203,8 @@ async def test_a_deadline_goes_on_through_a_restart_but_leaves_sources_time_to_c
         await pass_time(world, process, watch, timedelta(minutes=14))
         assert statuses(world) == [INITIATED]
         await pass_time(world, process, watch, timedelta(minutes=2))
-        assert statuses(world) == [INITIATED, FAILED]
+        assert statuses(world) == [INITIATED, INITIATED, FAILED]
+        assert len(event_ids(world)) == 2  # the first two are one: what an earlier run told is not known for sure
 
 
 async def test_what_came_before_the_restart_is_not_missed_after_it(tmp_path: Path) -> None:
@@ -260,6 +265,25 @@ async def test_a_body_without_a_byte_does_not_count_as_having_come(tmp_path: Pat
         await process.break_off(source(contact=CONTACT))
         await pass_time(world, process, watch, AFTER + timedelta(minutes=1))
         assert statuses(world) == [INITIATED, FAILED]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_what_had_begun_when_it_was_announced_and_never_came_is_told_from_its_beginning(
+    tmp_path: Path, *, restarted: bool
+) -> None:
+    """Its announcement left INITIATED to the body, and that was dropped."""
+    world = World(root=tmp_path)
+    async with node(world) as process:
+        watch = missing_watch(process)
+        empty = await process.recorder.begin(process.a, source(contact=CONTACT))
+        await take(process, started(), ended())
+        await process.recorder.let_go(empty)
+        if not restarted:
+            await pass_time(world, process, watch, AFTER + timedelta(minutes=1))
+    if restarted:
+        async with node(world) as process:
+            await pass_time(world, process, missing_watch(process), AFTER + timedelta(minutes=1))
+    assert statuses(world) == [INITIATED, FAILED]
 
 
 async def test_a_refused_body_is_told_as_refused_only(tmp_path: Path) -> None:
