@@ -61,6 +61,7 @@ def pytest_collection_finish() -> None:
     """Spare the collector what importing and collecting made, as the service does with what its start made."""
     gc.enable()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -144,11 +144,20 @@ def install() -> None:
     DataKey.__init__ = learnt  # type: ignore[method-assign]
 
 
+def _hears_all() -> bool:
+    """Tell whether everything is logged as the service does at DEBUG; a test may have changed that."""
+    levels = {logging.getLogger(name).level for name in logs.PINNED}
+    routed = logging.getLogger(logs._ACCESS).disabled and not any(
+        logging.getLogger(name).handlers for name in logs._SERVER
+    )
+    return logging.getLogger().level == logging.DEBUG and levels == {logging.INFO} and routed
+
+
 def guarded() -> Iterator[LogGuard]:
     """Watch what is logged, at DEBUG, until this is gone on with; then fail if something was said."""
-    root = logging.getLogger()
-    root.setLevel(logging.DEBUG)
-    logs._route_libraries(logging.DEBUG)  # as the service does
+    if not _hears_all():  # setting a level makes every logger ask for its own anew
+        logging.getLogger().setLevel(logging.DEBUG)
+        logs._route_libraries(logging.DEBUG)  # as the service does
     processors = structlog.get_config()["processors"]
     if WATCH.event not in processors:
         structlog.configure(processors=[WATCH.event, *processors])
