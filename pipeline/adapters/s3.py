@@ -36,6 +36,7 @@ from pipeline.ports import (
     Unfinished,
     UploadLostError,
 )
+from pipeline.tracebacks import forget_way
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -340,16 +341,21 @@ def _edge(size_bytes: int = 0, *, reading: bool = False) -> Iterator[None]:
     try:
         with anyio.fail_after(PATIENCE_S + size_bytes / SLOWEST_BYTES_PER_S):
             yield
-    except ClientError as error:
-        raise _translated(error, reading=reading) from error
-    except SSLError as error:
+    except (ClientError, *_SILENCE) as error:
+        forget_way(error)
+        raise _ours(error, reading=reading) from error
+
+
+def _ours(error: Exception, *, reading: bool) -> Exception:
+    if isinstance(error, ClientError):
+        return _translated(error, reading=reading)
+    if isinstance(error, SSLError):
         message = "the bucket's certificate is not valid for its name; nothing was sent"
-        raise DestinationHeldError(HoldCode.DESTINATION_UNREACHABLE, message) from error
-    except _CREDENTIALS as error:
+        return DestinationHeldError(HoldCode.DESTINATION_UNREACHABLE, message)
+    if isinstance(error, _CREDENTIALS):
         message = "no credentials for the bucket could be found; nothing was sent"
-        raise DestinationHeldError(HoldCode.DESTINATION_ACCESS_DENIED, message) from error
-    except _SILENCE as error:
-        raise DestinationBusyError(f"no answer from the bucket ({type(error).__name__}); it is tried again") from error
+        return DestinationHeldError(HoldCode.DESTINATION_ACCESS_DENIED, message)
+    return DestinationBusyError(f"no answer from the bucket ({type(error).__name__}); it is tried again")
 
 
 def _translated(error: ClientError, *, reading: bool) -> Exception:

@@ -31,6 +31,7 @@ from pipeline.errors import (
 from pipeline.ids import InstanceId, Kind
 from pipeline.instances import Storage
 from pipeline.ports import Clock, Destination, ObjectExistsError, ObjectFacts, PartFacts, PutRequest, UploadLostError
+from pipeline.tracebacks import forget_way
 
 PART_BYTES = 8 * MIB
 """Also the most that goes in one PutObject."""
@@ -269,8 +270,12 @@ class _Parts:
         async with anyio.create_task_group() as tg:
             for number in range(PARTS_AT_A_TIME):
                 tg.start_soon(self._work, tg.cancel_scope, name=f"parts {number} of an upload")
-        if self._failure is not None:
-            raise self._failure
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # it holds this frame: one that held it would keep both, and what was to be sent
         return [self._sent[number] for number in sorted(self._sent)]
 
     async def _work(self, scope: anyio.CancelScope) -> None:
@@ -279,8 +284,12 @@ class _Parts:
                 pass
         except (PipelineError, UploadLostError) as error:
             # A group would wrap it; the recording's own error is what the caller decides by.
+            forget_way(error)
             self._failure = self._failure or error
             scope.cancel()
+        except anyio.get_cancelled_exc_class() as error:
+            forget_way(error)  # its scope keeps it
+            raise
 
     async def _send_next(self) -> bool:
         pool, owner = self._upload.pool, self._upload.plan.owner

@@ -1,6 +1,7 @@
 """F23: whatever the way to the bucket does, a recording is retried, never lost, never delivered twice or damaged."""
 
 import ssl
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -20,9 +21,11 @@ from cryptography.x509.oid import NameOID
 from pipeline.adapters import aws, s3
 from pipeline.adapters.aws import open_client
 from pipeline.adapters.s3 import S3Destination
+from pipeline.delivery import buffers
 from pipeline.delivery.proof import Receipt
 from pipeline.delivery.upload import PART_BYTES
 from pipeline.errors import DestinationBusyError, DestinationHeldError, HoldCode
+from pipeline.process import uncollected
 from pipeline.settings import Endpoint
 from tests.s3_strict import STORAGE
 from tests.s3_wire import SECRETS, SMALL_PARTS, Fault, S3Wire, s3_wire, small_parts
@@ -69,6 +72,41 @@ async def test_a_reset_before_the_answer_to_any_step_is_retried(operation: str, 
     async with s3_wire() as server:
         server.faults[operation] = [Fault(answer=RESET, applied=applied)] * 2
         await delivered_in_the_end(server, LARGE)
+
+
+@contextmanager
+def uncollected_buffers() -> Iterator[list["weakref.ref[bytearray]"]]:
+    """Give what is leased for uploads meanwhile; nothing of it is freed by the garbage collector."""
+    leased: list[weakref.ref[bytearray]] = []
+
+    class Watched(bytearray):
+        def __init__(self, size: int) -> None:
+            super().__init__(size)
+            leased.append(weakref.ref(self))
+
+    with pytest.MonkeyPatch.context() as patch, uncollected():
+        patch.setattr(buffers, "bytearray", Watched, raising=False)
+        yield leased
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "fault", [Fault(reset_at=65_536), Fault(answer=RESET), Fault(answer=HANG)], ids=["body cut", "no answer", "silence"]
+)
+async def test_the_memory_of_an_upload_that_failed_is_free_at_once(body: bytes, fault: Fault) -> None:
+    """While a bucket is away for hours each try would cost what it tried to send."""
+    async with s3_wire() as server, open_client("s3", server.endpoint) as client:
+        server.always["put"] = server.always["part"] = fault
+        with impatient(), uncollected_buffers() as leased:
+            failed = False
+            try:
+                await run(S3Destination(client, STORAGE), body)
+            except DestinationBusyError:
+                failed = True
+            await anyio.sleep(0.05)  # the connection's own end
+            assert failed
+            assert leased
+            assert [each for each in leased if each() is not None] == []
 
 
 @contextmanager
