@@ -217,7 +217,7 @@ MUTATIONS = (
     Mutation(
         "swallow a cancellation",
         S3,
-        "    except _SILENCE as error:",
+        "    except (ClientError, *_SILENCE) as error:",
         "    except BaseException as error:",
         WIRE_TESTS,
     ),
